@@ -1,0 +1,313 @@
+"""Sketches: each image's LoRA gradient and curvature vectors as k numbers (theory.md, ALBAT step 3).
+
+In: a module with LoRA layers, a callable that predicts a batch of images x draws, a seeded projection. Out: per image the
+projected gradient g_c and r projected curvature vectors u_c. One forward, one backward for the gradients and one more for
+each Gauss-Newton vector, whatever the number of images; the gradients exist one layer at a time, never as (images x
+parameters). Left out on purpose: gradients of anything but LoRA weights, gradient checkpointing (switch it off while
+sketching), DoRA and other LoRA variants, and the loop over batches: every image is independent of its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bat_ui.errors import UserError
+
+Predict = Callable[[Any], tuple[Tensor, Tensor, Tensor | float]]
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """One adapter of one adapted Linear or Conv2d: the down matrix a (lora_A) and the up matrix b (lora_B)."""
+
+    name: str
+    adapter: str
+    a: nn.Module
+    b: nn.Module
+
+    @property
+    def a_weight(self) -> str:
+        return f"{self.name}.lora_A.{self.adapter}.weight"
+
+    @property
+    def b_weight(self) -> str:
+        return f"{self.name}.lora_B.{self.adapter}.weight"
+
+
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
+    """The active LoRA layers in the model's own order, recognised by their lora_A, lora_B and scaling.
+
+    Raises UserError if there is none, or if one is of a kind whose gradient is not formed here.
+    """
+    layers = []
+    for name, module in model.named_modules():
+        if not (hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling")):
+            continue
+        for adapter in module.active_adapters:
+            if adapter not in module.lora_A:
+                continue
+            layer = LoraLayer(name, adapter, module.lora_A[adapter], module.lora_B[adapter])
+            if adapter in getattr(module, "lora_variant", {}) or not _supported(layer):
+                raise UserError(f"The adapter of {name} cannot be sketched: use plain LoRA on linear or 2-D convolutions.")
+            layers.append(layer)
+    if not layers:
+        raise UserError("The model has no active LoRA layers: add an adapter before sketching.")
+    return layers
+
+
+def _supported(layer: LoraLayer) -> bool:
+    if isinstance(layer.a, nn.Linear):
+        return layer.b.bias is None
+    if not (isinstance(layer.a, nn.Conv2d) and isinstance(layer.b, nn.Conv2d)):
+        return False
+    plain_a = layer.a.groups == 1 and layer.a.padding_mode == "zeros" and not isinstance(layer.a.padding, str)
+    return plain_a and layer.b.groups == 1 and layer.b.kernel_size == (1, 1) and layer.b.bias is None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A seeded linear map from all LoRA weights to `size` numbers that keeps inner products: E<s(x), s(y)> = <x, y>.
+
+    A balanced CountSketch: in each weight every entry gets a random sign and a slot of its own among ceil(p / k) rows of
+    k, and the rows are added up. The signs alone make it unbiased; the relative variance of an inner product is about
+    1 / k, as for a dense sign or Gaussian matrix, but it costs one gather and one sum, b p operations instead of b p k,
+    needs no atomic adds, and so gives the same bits whatever else is in the batch.
+
+    tables: for each weight's name, source (slots,) and sign (slots,) with sign 0 in empty slots.
+    """
+
+    size: int
+    tables: dict[str, tuple[Tensor, Tensor]]
+
+    def apply(self, name: str, values: Tensor) -> Tensor:
+        """Project values (b, p) of the weight called name to (b, size), in float32 or better."""
+        source, sign = self.tables[name]
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        slots = values.index_select(1, source).mul_(sign.to(values.dtype))
+        return slots.view(len(values), -1, self.size).sum(1)
+
+
+def make_projection(model: nn.Module, size: int, seed: int) -> Projection:
+    """The projection of the model's LoRA weights to `size` numbers; it depends on their shapes and the seed alone."""
+    generator, tables = torch.Generator().manual_seed(seed), {}
+    for layer in lora_layers(model):
+        for name, weight in ((layer.a_weight, layer.a.weight), (layer.b_weight, layer.b.weight)):
+            count = weight.numel()
+            padded = math.ceil(count / size) * size
+            slots = torch.randperm(padded, generator=generator)[:count]
+            source, sign = torch.zeros(padded, dtype=torch.int32), torch.zeros(padded)
+            source[slots] = torch.arange(count, dtype=torch.int32)
+            sign[slots] = torch.randint(0, 2, (count,), generator=generator).mul(2).sub(1).float()
+            tables[name] = source.to(weight.device), sign.to(weight.device)
+    return Projection(size, tables)
+
+
+class BatchSketch(NamedTuple):
+    """gradients (b, k), curvature (b, r, k) and loss (b,): float32, on the model's device."""
+
+    gradients: Tensor
+    curvature: Tensor
+    loss: Tensor
+
+
+def sketch(
+    model: nn.Module,
+    predict: Predict,
+    batch: Any,
+    keys: Tensor,
+    projection: Projection,
+    *,
+    draws: int = 1,
+    vectors: int = 1,
+    curvature: str = "gauss_newton",
+    seed: int = 0,
+) -> BatchSketch:
+    """Sketch the LoRA gradient and curvature of each of b images, whose loss is the mean of its draws' losses.
+
+    predict(batch) gives prediction, target (b * draws, ...) and a weight that broadcasts against them, rows ordered
+    image by image; a row's loss is the mean over its E elements of weight * (prediction - target)^2.
+    keys (b,): one integer for each image, the same in every batch and shard; they seed the random cotangents.
+
+    gradients: g_c, the gradient of the image's loss. curvature: r = `vectors` vectors u with E[sum_r u u'] = H_c, the
+    Gauss-Newton matrix (2 / (E draws)) sum over draws of J' diag(weight) J (theory.md, Words):
+
+    - "gauss_newton": u = sqrt(2 / (E draws r)) J' sqrt(weight) v, v independent signs for every output element;
+      exact in expectation, one more backward for each vector.
+    - "fisher": u = sqrt(E / (2 loss draws r)) sum over draws of +- that draw's gradient, the gradient of the SUM taken
+      over draws' own row losses. It equals H_c in expectation only where residuals are white, and needs draws > 1, but
+      comes out of the gradients' own backward, at the price of some small products.
+
+    vectors = 0 gives gradients alone. Raises UserError for layers that mix the images of a batch.
+    """
+    if curvature not in ("gauss_newton", "fisher"):
+        raise ValueError(f"curvature is gauss_newton or fisher, not {curvature}")
+    if curvature == "fisher" and vectors and draws < 2:
+        raise UserError("Curvature from gradients needs at least 2 draws of each image.")
+    with _taps(model, projection, len(keys), draws) as tap, torch.enable_grad():
+        prediction, target, weight = predict(batch)
+        if prediction.shape[0] != len(keys) * draws:
+            raise UserError(f"The prediction has {prediction.shape[0]} rows for {len(keys)} images x {draws} draws.")
+        keys = keys.to(prediction.device)
+        residual = prediction.detach().float() - target.detach().float()
+        weight = torch.as_tensor(weight, device=residual.device).float()
+        loss = (weight * residual**2).view(len(keys), -1).mean(1)
+        elements = residual[0].numel()
+        # Cotangents of order one keep half precision from underflowing; the small factors are applied to the sketch.
+        backward = (weight * residual).to(prediction.dtype)
+        scale, root = 2 / (elements * draws), math.sqrt(2 / (elements * draws * max(vectors, 1)))
+        if curvature == "fisher" and vectors:
+            signs = torch.stack([_signs(seed, keys, q, draws) for q in range(vectors)], 1)
+            total = tap.backward(prediction, backward, torch.cat([torch.ones_like(signs[:, :1]), signs], 1), last=True)
+            size = root / loss.clamp_min(1e-20).sqrt()
+            return BatchSketch(total[:, 0] * scale, total[:, 1:] * size[:, None, None], loss)
+        total = tap.backward(prediction, backward, None, last=vectors == 0)
+        gradients, rows = total[:, 0] * scale, []
+        for q in range(vectors):
+            v = _signs(seed, keys, q, draws * elements).view(prediction.shape)
+            rows.append(tap.backward(prediction, (weight.sqrt() * v).to(prediction.dtype), None, last=q == vectors - 1))
+        shape = (len(keys), 0, projection.size)
+        vectors_out = torch.cat(rows, 1) * root if rows else gradients.new_zeros(shape)
+        return BatchSketch(gradients, vectors_out, loss)
+
+
+class _Tap:
+    """Turns the gradients that reach the lora_B outputs in one backward into one projected row for each image."""
+
+    def __init__(self, projection: Projection, images: int, draws: int) -> None:
+        self.projection, self.images, self.draws = projection, images, draws
+        self.mix: Tensor | None = None
+        self.total: Tensor | None = None
+        self.last = False
+
+    def backward(self, prediction: Tensor, cotangent: Tensor, mix: Tensor | None, last: bool) -> Tensor:
+        """Rows (images, s, k): the draws' gradients summed (mix None, s = 1) or combined by mix (images, s, draws)."""
+        if not prediction.requires_grad:
+            raise UserError("The prediction does not depend on the LoRA layers: is the adapter active?")
+        count = 1 if mix is None else mix.shape[1]
+        self.mix, self.last = mix, last
+        self.total = torch.zeros(self.images, count, self.projection.size, device=prediction.device)
+        torch.autograd.backward(prediction, cotangent, retain_graph=not last)
+        return self.total
+
+    def receive(self, layer: LoraLayer, saved: list[Tensor], grad: Tensor) -> None:
+        x, hidden = saved
+        if self.last:
+            saved.clear()  # frees the layer's input as the backward goes on, as plain training does
+        blocks = self.images * (1 if self.mix is None else self.draws)
+        form = _linear_gradients if isinstance(layer.a, nn.Linear) else _conv_gradients
+        for name, values in zip((layer.a_weight, layer.b_weight), form(layer, x, hidden, grad, blocks)):
+            values = values.view(self.images, -1, values.shape[1])
+            if self.mix is not None:
+                values = self.mix.to(torch.float32) @ values.float()
+            rows = self.projection.apply(name, values.reshape(-1, values.shape[2]))
+            self.total += rows.view(self.total.shape)
+
+
+def _linear_gradients(layer: LoraLayer, x: Tensor, hidden: Tensor, grad: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """dA and dB (blocks, p) of a Linear: tokens, and draws where they share a block, are summed inside one product."""
+    x, hidden, grad = (t.reshape(blocks, -1, t.shape[-1]) for t in (x, hidden, grad))
+    down = grad @ layer.b.weight.to(grad.dtype)
+    return (down.mT @ x.to(down.dtype)).flatten(1), (grad.mT @ hidden.to(grad.dtype)).flatten(1)
+
+
+def _conv_gradients(layer: LoraLayer, x: Tensor, hidden: Tensor, grad: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """dA and dB (blocks, p) of a Conv2d. The r-channel gradient is unfolded onto the input's grid, not the input onto
+    the gradient's: r * kernel channels instead of in * kernel."""
+    conv, rank = layer.a, layer.a.out_channels
+    down = torch.einsum("or,nohw->nrhw", layer.b.weight.flatten(1).to(grad.dtype), grad)
+    db = grad.flatten(2) @ hidden.flatten(2).mT.to(grad.dtype)
+    if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
+        da = down.flatten(2) @ x.flatten(2).mT.to(grad.dtype)
+    else:
+        pads = []
+        for axis in (0, 1):
+            stride, size, out = conv.stride[axis], x.shape[2 + axis], down.shape[2 + axis]
+            before = conv.dilation[axis] * (conv.kernel_size[axis] - 1) - conv.padding[axis]
+            after = size - (out - 1) * stride - 1 + conv.padding[axis]
+            pads = [before, after, *pads]
+        if conv.stride != (1, 1):
+            height, width = ((n - 1) * s + 1 for n, s in zip(down.shape[2:], conv.stride))
+            spread = down.new_zeros(*down.shape[:2], height, width)
+            spread[:, :, :: conv.stride[0], :: conv.stride[1]] = down
+            down = spread
+        patches = F.unfold(F.pad(down, pads), conv.kernel_size, dilation=conv.dilation)
+        da = (patches @ x.flatten(2).mT.to(grad.dtype)).view(len(x), rank, -1, conv.in_channels)
+        da = da.flip(2).transpose(2, 3)  # the unfolding runs through the kernel backwards
+    per_block = len(x) // blocks
+    return tuple(t.flatten(1).view(blocks, per_block, -1).sum(1, dtype=torch.float32) for t in (da.contiguous(), db))
+
+
+@contextmanager
+def _taps(model: nn.Module, projection: Projection, images: int, draws: int) -> Iterator[_Tap]:
+    """Freezes every parameter and puts the model in eval mode, taps the LoRA layers, and undoes all of it at the end.
+
+    With the weights frozen autograd forms no summed weight gradient; the graph starts at the taps instead.
+    """
+    layers, tap, handles, inputs = lora_layers(model), _Tap(projection, images, draws), [], {}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    modes = [(m, m.training) for m in model.modules()]
+
+    def after_a(layer: LoraLayer) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
+            inputs[layer.a_weight] = args[0].detach()
+
+        return hook
+
+    def after_b(layer: LoraLayer) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x, hidden = inputs.pop(layer.a_weight), args[0].detach()
+            if x.shape[0] % (images * draws):
+                raise UserError(f"The layer {layer.name} mixes images of a batch, so it cannot be sketched: leave it out.")
+            saved = [x, hidden]
+            if not output.requires_grad:
+                output.requires_grad_(True)
+                output.register_post_accumulate_grad_hook(_forget)
+            output.register_hook(lambda grad: tap.receive(layer, saved, grad))
+
+        return hook
+
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        model.eval()
+        for layer in layers:
+            handles.append(layer.a.register_forward_hook(after_a(layer)))
+            handles.append(layer.b.register_forward_hook(after_b(layer)))
+        yield tap
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _forget(tensor: Tensor) -> None:
+    tensor.grad = None
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit integer hash held in int64."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ (x >> 15)) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def _signs(seed: int, keys: Tensor, stream: int, size: int) -> Tensor:
+    """Random signs (b, size), float32: a function of (seed, key, stream) for each row, whatever the batch or device."""
+    keys = keys.to(torch.int64)
+    state = _mix(torch.full_like(keys, (seed * 0x9E3779B9 + stream * 0x85EBCA6B + 1) & 0xFFFFFFFF))
+    state = _mix(_mix(state ^ (keys & 0xFFFFFFFF)) ^ (keys >> 32 & 0xFFFFFFFF))
+    words = torch.arange((size + 31) // 32, device=keys.device)
+    bits = _mix(_mix(state[:, None] ^ words) + state[:, None] & 0xFFFFFFFF)
+    signs = (bits[:, :, None] >> torch.arange(32, device=keys.device) & 1).flatten(1)[:, :size]
+    return signs.to(torch.float32).mul_(2).sub_(1)
