@@ -1,0 +1,157 @@
+"""Marginal likelihood of gradients in sketch space: the noise scale, the prior strength and a group's disagreement.
+
+All three are read off one Gaussian (theory.md, Proposition 1), written in units of the noise so that sigma^2 only scales it:
+G ~ N(0, sigma^2 [H + H (C + lam I) H]), with C = (H_A + ridge I)^-1. In theory.md's units C is sigma^2 times this one, lam
+likewise, and delta = ridge / sigma^2. Every group is decomposed once; any lam and sigma^2 then costs O(rank).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CUTOFF = 1e-8  # eigenvalues of a curvature below this part of the largest one are rounding
+INTERVAL = 1.92  # half the 95 % quantile of chi-squared with one degree of freedom
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """H = basis diag(values) basis' on its range: basis (k, q), values (q,), float64."""
+
+    basis: Tensor
+    values: Tensor
+
+
+def spectrum(vectors: Tensor) -> Spectrum:
+    """Decompose H = sum of u u' over vectors (m, k) in the smaller of its two Gram matrices."""
+    vectors = vectors.reshape(-1, vectors.shape[-1]).double()
+    if len(vectors) < vectors.shape[1]:
+        values, left = torch.linalg.eigh(vectors @ vectors.T)
+        keep = values > CUTOFF * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
+        values = values[keep]
+        return Spectrum(vectors.T @ left[:, keep] / values.sqrt(), values)
+    values, basis = torch.linalg.eigh(vectors.T @ vectors)
+    keep = values > CUTOFF * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    return Spectrum(basis[:, keep], values[keep])
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """log N(G; 0, noise [H + H (C + lam I) H]) as a function of noise and lam: slopes (q,), squares (q,)."""
+
+    slopes: Tensor
+    squares: Tensor
+    constant: float
+
+    def __call__(self, lam: Tensor, noise: float) -> Tensor:
+        """Log-likelihood, up to a constant that depends on neither, for lam of any shape."""
+        scale = 1 + lam[..., None] * self.slopes
+        total = scale.log() + self.squares / (noise * scale)
+        return -0.5 * (total.sum(-1) + len(self.slopes) * torch.as_tensor(noise).double().log() + self.constant)
+
+    def grid(self, noise: float) -> Tensor:
+        """Zero and a logarithmic grid that surely holds the maximum: no term can rise beyond (square/noise - 1)/slope."""
+        if len(self.slopes) == 0:
+            return torch.zeros(1, dtype=torch.float64)
+        low = 1e-3 / self.slopes.max()
+        high = torch.maximum(((self.squares / noise - 1) / self.slopes).max(), 1 / self.slopes.max()) * 1e3
+        steps = torch.linspace(low.log().item(), high.log().item(), 400, dtype=torch.float64).exp()
+        return torch.cat([steps.new_zeros(1), steps])
+
+    def maximise(self, noise: float) -> float:
+        """The lam >= 0 of highest likelihood: the best grid point, refined twice around it."""
+        grid = self.grid(noise)
+        for _ in range(3):
+            best = int(self(grid, noise).argmax())
+            low, high = grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item()
+            peak = grid[best].item()
+            grid = torch.linspace(low, high, 41, dtype=torch.float64)
+        return peak
+
+    def interval(self, noise: float, peak: float) -> tuple[float, float]:
+        """95 % profile interval of lam, to the resolution of the grid."""
+        grid = self.grid(noise)
+        inside = grid[self(grid, noise) >= self(torch.tensor(peak).double(), noise) - INTERVAL]
+        if len(inside) == 0:
+            return peak, peak
+        high = float("inf") if inside[-1] == grid[-1] else inside[-1].item()
+        return min(inside[0].item(), peak), max(high, peak)
+
+    def power(self, lam: float) -> float:
+        """Log-likelihood ratio to expect against lam = 0 if lam were the truth: how well this group can be judged."""
+        scaled = lam * self.slopes
+        return 0.5 * (scaled - scaled.log1p()).sum().item()
+
+
+def likelihood(gradient: Tensor, curvature: Spectrum, covariance: Tensor | None) -> Likelihood:
+    """The likelihood of gradient (k,) under curvature H and C = covariance (k, k), or C = 0.
+
+    Only the gradient's part in the range of H is judged. One Cholesky of I + sqrt(H) C sqrt(H) and one eigen-decomposition.
+    """
+    root = curvature.values.sqrt()
+    white = curvature.basis.T @ gradient.double() / root
+    constant = curvature.values.log().sum().item()
+    if covariance is None:
+        return Likelihood(curvature.values, white.square(), constant)
+    inner = root[:, None] * (curvature.basis.T @ covariance @ curvature.basis) * root
+    factor = torch.linalg.cholesky(inner + torch.eye(len(root), dtype=inner.dtype, device=inner.device))
+    half = torch.linalg.solve_triangular(factor, torch.diag(root), upper=False)
+    slopes, vectors = torch.linalg.eigh(half @ half.T)
+    rotated = vectors.T @ torch.linalg.solve_triangular(factor, white[:, None], upper=False)[:, 0]
+    constant += 2 * factor.diagonal().log().sum().item()
+    return Likelihood(slopes.clamp_min(0) + 1e-300, rotated.square(), constant)
+
+
+def posterior(adaptation: Tensor, ridge: float) -> Tensor:
+    """C = (H_A + ridge I)^-1 (k, k) in units of the noise, from adaptation curvature vectors (..., k)."""
+    vectors = adaptation.reshape(-1, adaptation.shape[-1]).double()
+    inner = vectors @ vectors.T
+    inner.diagonal().add_(ridge)
+    eye = torch.eye(vectors.shape[1], dtype=torch.float64, device=vectors.device)
+    return (eye - vectors.T @ torch.linalg.solve(inner, vectors)) / ridge
+
+
+def noise_scale(likelihoods: list[Likelihood]) -> float:
+    """sigma^2 by maximum marginal likelihood over all groups, each with its own best lam.
+
+    Directions in which a group's curvature is small carry noise alone, so the noise stays apart from disagreement.
+    """
+    sizes = [x.squares.mean().item() for x in likelihoods if len(x.squares)]
+    low, high = 1e-6 * min(sizes), 2 * max(sizes)
+    grid = torch.linspace(torch.tensor(low).log().item(), torch.tensor(high).log().item(), 60).double().exp()
+
+    def profile(noise: float) -> float:
+        return sum(x(x.grid(noise), noise).max().item() for x in likelihoods)
+
+    noise = max(grid.tolist(), key=profile)
+    count = sum(len(x.squares) for x in likelihoods)
+    for _ in range(5):
+        total = sum((x.squares / (1 + x.maximise(noise) * x.slopes)).sum().item() for x in likelihoods)
+        noise = total / count
+    return noise
+
+
+def prior_ridge(
+    gradients: Tensor, curvatures: list[Tensor], noise: float, rest: list[Tensor] | None = None
+) -> float:
+    """The ridge delta sigma^2 by maximum marginal likelihood of adaptation gradients (theory.md, Words: C).
+
+    gradients (f, k): summed gradients, curvatures: for each the vectors (..., k) of its curvature. With rest None they are
+    gradients where the prior is centred (the untrained adapter) and G ~ N(0, noise [H + H H / ridge]). With rest they are
+    left-out images at surrogates trained on the rest: C = (H_rest + ridge I)^-1, the vectors of H_rest in rest.
+    """
+    spectra = [spectrum(vectors) for vectors in curvatures]
+    largest = max(s.values.max().item() for s in spectra)
+    if rest is None:
+        starts = [likelihood(g, s, None) for g, s in zip(gradients, spectra)]
+        grid = torch.logspace(-6, 6, 241, dtype=torch.float64) / largest
+        total = torch.stack([x(grid, noise) for x in starts]).sum(0)
+        return 1 / grid[int(total.argmax())].item()
+    zero = torch.zeros((), dtype=torch.float64)
+    scores = []
+    for ridge in (torch.logspace(-6, 3, 37, dtype=torch.float64) * largest).tolist():
+        terms = [likelihood(g, s, posterior(v, ridge))(zero, noise).item() for g, s, v in zip(gradients, spectra, rest)]
+        scores.append((sum(terms), ridge))
+    return max(scores)[1]

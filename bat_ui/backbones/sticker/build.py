@@ -1,0 +1,141 @@
+"""Build the sticker backbone from the picture packages: CLIP, autoencoder, UNet, then the folder that the tool loads.
+
+In: minutes for each stage and a work folder, where every stage keeps its state; start it again to go on.
+Out: `clip/` (open_clip local-dir), `pipeline/` (StableDiffusionPipeline), `build.json` (time, hardware, losses).
+Everything is fp16 safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from bat_ui.backbones.sticker import data
+from bat_ui.backbones.sticker.train_autoencoder import train_autoencoder
+from bat_ui.backbones.sticker.train_clip import normalize, text_encoder_of, tokenize, train_clip
+from bat_ui.backbones.sticker.train_unet import new_scheduler, new_unet, train_unet
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("clip", "autoencoder", "unet")
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Minutes of training for each stage, over all the times the build was started."""
+
+    clip_minutes: float = 22.0
+    autoencoder_minutes: float = 15.0
+    unet_minutes: float = 420.0
+    seed: int = 0
+    compiled: bool = False  # torch.compile for the UNet: needs a C++ compiler
+
+
+def build_sticker(settings: BuildSettings, work: Path, out: Path) -> None:
+    """Run whatever of the three stages is not done yet, then assemble `out`."""
+    stickers = data.training_stickers()
+    pictures = cached_pictures(stickers, work)
+    train_clip(work / "clip", settings.clip_minutes, settings.seed, stickers, pictures)
+    train_autoencoder(work / "autoencoder", settings.autoencoder_minutes, settings.seed, pictures)
+    autoencoder = AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", torch_dtype=torch.float32)
+    clip_folder = work / "clip" / "export"
+    latents = encode_pictures(autoencoder, pictures)
+    styled = encode_captions(clip_folder, [s.caption for s in stickers])
+    styleless = encode_captions(clip_folder, [data.caption_of(s.name) for s in stickers])
+    empty = encode_captions(clip_folder, [""])[0]
+    unet = train_unet(
+        work / "unet", settings.unet_minutes, settings.seed, latents, styled, styleless, empty, settings.compiled
+    )
+    assemble(unet, work, out)
+    write_record(settings, work, out)
+
+
+def cached_pictures(stickers: list[data.Sticker], work: Path) -> np.ndarray:
+    """All pictures (n, 64, 64, 3) uint8, rendered once and kept in the work folder."""
+    key = {"versions": data.source_versions(), "ids": [s.id for s in stickers]}
+    path, key_path = work / "pictures.npy", work / "pictures.json"
+    if path.exists() and key_path.exists() and json.loads(key_path.read_text(encoding="utf-8")) == key:
+        return np.load(path)
+    work.mkdir(parents=True, exist_ok=True)
+    pictures = data.render_all(stickers, progress=lambda items: tqdm(items, desc="rendering", unit="picture"))
+    np.save(path, pictures)
+    key_path.write_text(json.dumps(key), encoding="utf-8")
+    return pictures
+
+
+@torch.no_grad()
+def encode_pictures(autoencoder: AutoencoderTiny, pictures: np.ndarray) -> torch.Tensor:
+    """Latents (n, 8, 16, 16) of uint8 pictures (n, 64, 64, 3)."""
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return torch.cat([autoencoder.encode(normalize(batch)).latents for batch in images.split(256)])
+
+
+@torch.no_grad()
+def encode_captions(clip_folder: Path, captions: list[str]) -> torch.Tensor:
+    """Last hidden states (n, tokens, width) of the text encoder, as the pipeline will compute them."""
+    config, model = load_clip(clip_folder)
+    encoder = text_encoder_of(model, config)
+    tokens = tokenize(CLIPTokenizer.from_pretrained(clip_folder), captions)
+    return torch.cat([encoder(batch).last_hidden_state for batch in tokens.split(256)])
+
+
+def load_clip(folder: Path) -> tuple[dict, open_clip.CLIP]:
+    """The exported CLIP with its model_cfg."""
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    return config, open_clip.create_model(f"local-dir:{folder}").eval()
+
+
+def assemble(unet: UNet2DConditionModel, work: Path, out: Path) -> None:
+    """Write `out`/clip and `out`/pipeline in the formats that open_clip and diffusers load."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(work / "clip" / "export", out / "clip", dirs_exist_ok=True)
+    config, clip = load_clip(work / "clip" / "export")
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", torch_dtype=torch.float16),
+        text_encoder=text_encoder_of(clip, config).half(),
+        tokenizer=CLIPTokenizer.from_pretrained(work / "clip" / "export"),
+        unet=unet.half(),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
+
+
+def export_snapshot(work: Path, out: Path) -> None:
+    """Assemble `out` from the averaged UNet of the latest checkpoint, while its training goes on."""
+    state = torch.load(work / "unet" / "state.pt", map_location="cpu", weights_only=True)
+    config, _ = load_clip(work / "clip" / "export")
+    unet = new_unet(config["text_cfg"]["width"])
+    unet.load_state_dict(state["ema"])
+    assemble(unet.eval(), work, out)
+
+
+def write_record(settings: BuildSettings, work: Path, out: Path) -> None:
+    """`build.json`: what was run, on what, and the last logged figures of each stage."""
+    last = {}
+    for stage in STAGES:
+        lines = (work / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        last[stage] = json.loads(lines[-1])
+    record = {
+        "settings": asdict(settings),
+        "sources": data.source_versions(),
+        "torch": torch.__version__,
+        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()},
+        "stages": last,
+    }
+    (out / "build.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+

@@ -1,0 +1,97 @@
+"""Stage 3 of the sticker backbone: the denoising UNet, conditioned on the frozen CLIP text tower.
+
+In: latents and text states of the captioned pictures.  Out: a UNet2DConditionModel and its scheduler.  The latents of
+all pictures fit in memory, so neither the autoencoder nor the text encoder runs in the loop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from bat_ui.backbones.sticker.stage import Stage, generator
+from bat_ui.backbones.sticker.train_autoencoder import LATENT_CHANNELS
+
+BATCH = 48
+LEARNING_RATE = 8e-4
+STYLELESS, EMPTY = 0.05, 0.1  # part of the captions without the style, and without anything (for guidance)
+
+
+def new_unet(text_width: int) -> UNet2DConditionModel:
+    """Stable Diffusion's UNet, small: attention at 8 x 8 and 4 x 4, and the pooled text added to the time embedding."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 192, 224),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text_width,
+        attention_head_dim=(2, 3, 4),
+        addition_embed_type="text",
+        addition_embed_type_num_heads=3,
+        use_linear_projection=True,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Cosine schedule with v-prediction: the last timestep is pure noise, so white grounds come out white."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def train_unet(
+    folder: Path,
+    minutes: float,
+    seed: int,
+    latents: torch.Tensor,
+    styled: torch.Tensor,
+    styleless: torch.Tensor,
+    empty: torch.Tensor,
+    compiled: bool = False,
+) -> UNet2DConditionModel:
+    """Train for `minutes` in all, resuming from `folder`; returns the averaged UNet in float32.
+
+    latents (n, c, 16, 16); styled and styleless (n, tokens, width): the captions' text states; empty (tokens, width).
+    """
+    torch.manual_seed(seed)
+    unet = new_unet(styled.shape[-1]).to(memory_format=torch.channels_last)
+    scheduler = new_scheduler()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    stage = Stage(folder, unet, optimizer, minutes, ema_decay=0.999)
+    forward = torch.compile(unet) if compiled else unet
+    count, per_epoch = len(latents), len(latents) // BATCH
+    for step in stage.steps():
+        rng = generator(seed, step)
+        order = torch.randperm(count, generator=generator(seed + 1, step // per_epoch))
+        rows = order[step % per_epoch * BATCH :][:BATCH]
+        timesteps = stratified_timesteps(BATCH, scheduler.config.num_train_timesteps, rng)
+        noise = torch.randn(latents[rows].shape, generator=rng)
+        kind = torch.rand(BATCH, 1, 1, generator=rng)
+        text = torch.where(kind < STYLELESS, styleless[rows], styled[rows])
+        text = torch.where(kind > 1 - EMPTY, empty, text)
+        noisy = scheduler.add_noise(latents[rows], noise, timesteps).contiguous(memory_format=torch.channels_last)
+        target = scheduler.get_velocity(latents[rows], noise, timesteps)
+        loss = (forward(noisy, timesteps, text).sample - target).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        stage.log(BATCH, loss=loss)
+    return stage.trained_model().eval()
+
+
+def stratified_timesteps(count: int, total: int, rng: torch.Generator) -> torch.Tensor:
+    """`count` timesteps in random order, one from each of `count` equal parts of 0..total-1."""
+    parts = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng)) / count
+    return (parts * total).long().clamp(max=total - 1)

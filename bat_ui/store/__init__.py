@@ -1,0 +1,1 @@
+"""Backbone stores: captioned pictures that the backbone was trained on, searchable in CLIP space."""
