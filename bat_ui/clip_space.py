@@ -41,7 +41,7 @@ class ClipSpace:
 
         name, pretrained = _resolve(str(source), open_clip)
         try:
-            model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, precision="fp32", device=device)
+            model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, device=device)
             tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"The CLIP model '{source}' could not be loaded: {' '.join(str(e).split())[:300]}") from e
@@ -94,7 +94,7 @@ def _resolve(source: str, open_clip) -> tuple[str, str | None]:
         raise UserError(f"'{source}' is neither a folder nor a CLIP model that open_clip knows, such as ViT-B-32.")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
-        raise UserError(f"Name the weights of {name}, as in '{name}:TAG', with TAG one of: {', '.join(tags) or 'none'}.")
+        raise UserError(f"Name the weights of {name} as '{name}:TAG', with TAG one of: {', '.join(tags) or 'none'}.")
     return name, pretrained
 
 

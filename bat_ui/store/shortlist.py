@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from bat_ui.errors import UserError
 from bat_ui.store.table import Store, fingerprint
 
 TENSORS, MARKER = "shortlist.safetensors", "shortlist.json"
-SAME_PICTURE = 4.0  # grey levels between fingerprints: recompressed copies are below, other expressions of a face above
-ALIKE_PICTURE = 24.0  # grey levels: what a CLIP model calls equal must also look roughly equal to be a near-duplicate
+# Root mean square between fingerprints, in grey levels.  Below the first are resized copies, above it other
+# expressions of one face; what a CLIP model calls equal must be below the second to be a near-duplicate.
+SAME_PICTURE, ALIKE_PICTURE = 4.0, 24.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +85,17 @@ def shortlist(
 ) -> Shortlist:
     """Choose `size` neighbours and `num_random` further candidates; fewer if the store has no more.
 
-    Three rankings take turns: by the largest cosine to a subject picture, by the cosine to the class prompt, and by the
-    largest cosine to a caption without the identifier.  A candidate is left out as a duplicate, of a subject picture or
-    of a candidate before it, if their fingerprints agree to SAME_PICTURE, or if their cosine exceeds `duplicate_cosine`
-    and their fingerprints agree to ALIKE_PICTURE.  Equal arguments give equal results.
+    Three rankings take turns: by the largest cosine to a subject picture, by the cosine to the class prompt, and by
+    the largest cosine to a caption without the identifier.  A candidate is left out as a duplicate, of a subject
+    picture or of a candidate before it, if their fingerprints agree to SAME_PICTURE, or if their cosine exceeds
+    `duplicate_cosine` and their fingerprints agree to ALIKE_PICTURE.  Equal arguments give equal results.
     Raises UserError without pictures or class prompt, or if `clip` is not the model of the store.
     """
     if not subject_images:
         raise UserError("Add at least one picture of the subject.")
     if not class_prompt.strip():
         raise UserError("Say what the subject is, such as 'cat': backbone pictures of its class are searched with it.")
-    if clip.dim != store.info.dim:
+    if clip.digest != store.info.encoder:
         raise UserError(f"The store '{store.info.title}' was made with another CLIP model: build it again.")
     subject, prompt = clip.embed_images(subject_images), clip.embed_texts([class_prompt])
     queries = {"subject": subject, "class": prompt}
@@ -171,16 +172,17 @@ def _ranking(store: Store, queries: torch.Tensor, k: int) -> list[str]:
 
 
 def _by_turns(rankings: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """(id, origin) pairs: the first of each ranking, then the second of each; an id counts where it comes first."""
-
-    def pairs() -> Iterator[tuple[str, str]]:
-        for rank in range(max(len(ids) for ids in rankings.values())):
-            yield from ((ids[rank], origin) for origin, ids in rankings.items() if rank < len(ids))
-
-    first: dict[str, str] = {}
-    for i, origin in pairs():
-        first.setdefault(i, origin)
-    return list(first.items())
+    """(id, origin) pairs; at its turn each ranking gives its next id that none has given before."""
+    taken: dict[str, str] = {}
+    queues = {origin: iter(ids) for origin, ids in rankings.items()}
+    while queues:
+        for origin, queue in list(queues.items()):
+            i = next((i for i in queue if i not in taken), None)
+            if i is None:
+                del queues[origin]
+            else:
+                taken[i] = origin
+    return list(taken.items())
 
 
 def _without(identifier: str, caption: str) -> str:

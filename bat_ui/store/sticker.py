@@ -1,8 +1,8 @@
 """The store of the built-in backbone: every sticker that it was trained on, built on the user's machine.
 
-In: the installed packages that the pictures come from and the backbone's CLIP model.  Out: a `Store` in the user's data
-folder, built at the first start and again whenever the pictures, their captions or the CLIP weights have changed.
-The held-out families are not in it, since the backbone never saw them.
+In: the installed packages that the pictures come from and the backbone's CLIP model.  Out: a `Store` in the user's
+data folder, built at the first start and again whenever the pictures, their captions or the CLIP weights have changed.
+Left out on purpose: the held-out families, which the backbone never saw.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def open_sticker_store(clip: ClipSpace, progress: Callable = tqdm, folder: str |
             place,
             _rows(progress(stickers, desc="Building the sticker store", total=len(stickers), unit="picture"), clip),
             version=version,
+            encoder=clip.digest,
             name="sticker",
             title="Stickers (the built-in backbone's own training data)",
             source=", ".join(f"{name} ({style})" for style, (name, _) in SOURCES.items()),

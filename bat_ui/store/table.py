@@ -1,8 +1,8 @@
 """A backbone store: captioned pictures with their CLIP vectors, one LanceDB table in one folder.
 
-In: rows of picture, caption and vector.  Out: a `Store` that is never changed afterwards: rows in their order, pictures
-by id, nearest neighbours.  A store is built beside its place and moved there when complete, with `store.json` as the
-marker, so that a killed build leaves nothing that could be mistaken for a store.
+In: rows of picture, caption and vector.  Out: a `Store` that is never changed afterwards: rows in their order,
+pictures by id, nearest neighbours.  A store is built beside its place and moved there when complete, with `store.json`
+as the marker, so that a killed build leaves nothing that could be mistaken for a store.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ class Row:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store is: `version` changes whenever its content would, `source` and `licence` are for people."""
+    """What a store is: `version` changes whenever its content would, `encoder` is the digest of the CLIP model that made
+    its vectors, `source` and `licence` are for people."""
 
     name: str
     title: str
     source: str
     licence: str
     version: str
+    encoder: str
     count: int
     dim: int
     schema: int = SCHEMA
@@ -78,7 +80,16 @@ class Store:
 
     @classmethod
     def build(
-        cls, folder: str | Path, rows: Iterable[Row], *, version: str, name: str, title: str, source: str, licence: str
+        cls,
+        folder: str | Path,
+        rows: Iterable[Row],
+        *,
+        version: str,
+        encoder: str,
+        name: str,
+        title: str,
+        source: str,
+        licence: str,
     ) -> Store:
         """Write `rows` as a new store that takes the place of whatever store is at `folder`.
 
@@ -94,7 +105,7 @@ class Store:
             new.mkdir()
             try:
                 count, dim = _write_table(new, rows)
-                info = StoreInfo(name, title, source, licence, version, count, dim)
+                info = StoreInfo(name, title, source, licence, version, encoder, count, dim)
                 (new / MARKER).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False), encoding="utf-8")
                 if folder.exists():
                     folder.rename(old)
@@ -160,7 +171,8 @@ class Store:
 
     @cached_property
     def _columns(self) -> pa.Table:
-        return self._table.search().select(["row", "id", "caption", "vector"]).limit(self.count).to_arrow().sort_by("row")
+        query = self._table.search().select(["row", "id", "caption", "vector"]).limit(self.count)
+        return query.to_arrow().sort_by("row")
 
     def _fetch(self, ids: Sequence[str], column: str) -> pa.Table:
         wanted = dict.fromkeys(ids)
