@@ -1,0 +1,39 @@
+"""Backbones: the frozen models that are adapted.  `load_backbone` finds one by name and picks the hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.errors import UserError
+
+ASSETS = Path(__file__).parents[2] / "assets"
+
+
+def best_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_backbone(name: str = "sticker", device: str | torch.device | None = None) -> Backbone:
+    """Load the backbone called `name` onto `device`.  Raises UserError if there is none of that name."""
+    device = torch.device(device or best_device())
+    if name != "sticker":
+        raise UserError(f'There is no backbone called "{name}": use "sticker".')
+    folder = ASSETS / "sticker"
+    if not (folder / "pipeline" / "model_index.json").is_file():
+        raise UserError("The sticker backbone's weights are missing: make them with `python -m bat_ui build-sticker`.")
+    return Backbone.load(
+        name=name,
+        pipeline_folder=folder / "pipeline",
+        clip_source=str(folder / "clip"),
+        caption_template="a sticker of {identifier} {class_noun}",
+        lora_targets=STICKER_LORA_TARGETS,
+        device=device,
+    )
+
+
+# The attention of the small UNet sees 8 x 8 positions at most; outlines and eyes are drawn by the convolutions.
+STICKER_LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2")

@@ -133,7 +133,7 @@ def write_record(settings: BuildSettings, work: Path, out: Path) -> None:
         "settings": asdict(settings),
         "sources": data.source_versions(),
         "torch": torch.__version__,
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()},
+        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
         "stages": last,
     }
     (out / "build.json").write_text(json.dumps(record, indent=2), encoding="utf-8")

@@ -47,7 +47,7 @@ class Sticker:
 
 
 def caption_of(name: str, style: str | None = None) -> str:
-    """The captions the backbone knows: 'a flat sticker of NAME', 'an outlined sticker of NAME', 'a sticker of NAME'."""
+    """A caption as the backbone knows them: 'a flat sticker of NAME', 'an outlined ...', or without style."""
     return {"flat": "a flat ", "outlined": "an outlined ", None: "a "}[style] + f"sticker of {name}"
 
 
@@ -93,7 +93,7 @@ def training_stickers() -> list[Sticker]:
 
 
 def recall_holdout(stickers: list[Sticker], count: int = 200, seed: int = 0) -> set[str]:
-    """Ids of `count` stickers that CLIP training leaves out so that its recall can be measured; the other style stays."""
+    """Ids of `count` stickers that CLIP training leaves out to measure its recall; their other style stays."""
     codes: dict[str, list[Sticker]] = {}
     for s in stickers:
         codes.setdefault(s.id.split("/")[1], []).append(s)
@@ -119,7 +119,7 @@ def _is_single_person(points: list[int]) -> bool:
 
 
 def _name(en: str, points: list[int]) -> str:
-    """Plain English from Unicode's short name, e.g. ':woman_dark_skin_tone_red_hair:' -> 'woman with dark skin and red hair'."""
+    """Plain English from Unicode's short name: ':woman_dark_skin_tone_red_hair:', 'woman with dark skin and red hair'."""
     name = en.strip(":").replace("_", " ").replace("’", "'").replace("“", "").replace("”", "").replace("‘", "").strip()
     traits = []
     for tone in ("medium-light", "medium-dark", "light", "dark", "medium"):

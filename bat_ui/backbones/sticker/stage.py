@@ -2,7 +2,7 @@
 
 In: a model, its optimiser and a budget in minutes.  Out: step numbers, with the learning rate set for each, and a
 folder with `state.pt` (latest), `undecayed.pt` (before the final decay, so that a larger budget can go on from there)
-and `log.jsonl`.  Knows nothing of losses or data: a step's randomness should come from `generator(seed, step)`.
+and `log.jsonl`.  Knows nothing of losses or data: a step's randomness should come from `seeds.step_generator`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,6 @@ WARMUP_STEPS = 200
 DECAY_FRACTION = 0.25  # of the budget, at its end
 SAVE_SECONDS = 120.0
 LOG_STEPS = 50
-
-
-def generator(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The random generator of one step, independent of how often the stage was interrupted before it."""
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def save_atomically(value: object, path: Path) -> None:
@@ -87,7 +82,8 @@ class Stage:
         self._logged += 1
         if self._logged == LOG_STEPS:
             row = {"step": self.step, "minutes": round(self.seconds / 60, 2), "samples": self.samples}
-            row["per_second"] = round((self.samples - self._samples_before) / max(self.seconds - self._seconds_before, 1e-9), 1)
+            seconds = max(self.seconds - self._seconds_before, 1e-9)
+            row["per_second"] = round((self.samples - self._samples_before) / seconds, 1)
             row |= {key: round(float(value) / self._logged, 5) for key, value in self._sums.items()}
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")

@@ -13,8 +13,9 @@ import torch
 from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
-from bat_ui.backbones.sticker.stage import Stage, generator
+from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.train_clip import normalize
+from bat_ui.seeds import step_generator
 
 BATCH = 32
 LEARNING_RATE = 2e-3
@@ -44,7 +45,7 @@ def train_autoencoder(folder: Path, minutes: float, seed: int, pictures: np.ndar
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
     stage = Stage(folder, model, optimizer, minutes, ema_decay=0.999)
     for step in stage.steps():
-        rng = generator(seed, step)
+        rng = step_generator(seed, step)
         batch = vary(normalize(images[torch.randint(len(images), (BATCH,), generator=rng)]), rng)
         latents = model.encode(batch).latents
         noise = torch.randn(latents.shape, generator=rng) * LATENT_NOISE

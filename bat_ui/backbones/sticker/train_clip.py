@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bat_ui.backbones.sticker import data
-from bat_ui.backbones.sticker.stage import Stage, generator
+from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from bat_ui.seeds import step_generator
 
 BATCH = 256
 LEARNING_RATE = 1.5e-3
@@ -74,8 +75,8 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
     model.train()
     per_epoch = len(kept) // BATCH
     for step in stage.steps():
-        rng = generator(seed, step)
-        order = torch.randperm(len(kept), generator=generator(seed + 1, step // per_epoch))
+        rng = step_generator(seed, step)
+        order = torch.randperm(len(kept), generator=step_generator(seed + 1, step // per_epoch))
         rows = order[step % per_epoch * BATCH :][:BATCH]
         drop = torch.rand(len(rows), 1, generator=rng) < STYLELESS
         text = torch.where(drop, styleless[rows], styled[rows])

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from bat_ui.backbones.sticker.stage import Stage, generator
+from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.train_autoencoder import LATENT_CHANNELS
+from bat_ui.seeds import step_generator
 
 BATCH = 48
 LEARNING_RATE = 8e-4
@@ -20,7 +21,7 @@ STYLELESS, EMPTY = 0.05, 0.1  # part of the captions without the style, and with
 
 
 def new_unet(text_width: int) -> UNet2DConditionModel:
-    """Stable Diffusion's UNet, small: attention at 8 x 8 and 4 x 4, and the pooled text added to the time embedding."""
+    """Stable Diffusion's UNet, small: attention at 8 x 8 and 4 x 4, pooled text added to the time embedding."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
@@ -72,8 +73,8 @@ def train_unet(
     forward = torch.compile(unet) if compiled else unet
     count, per_epoch = len(latents), len(latents) // BATCH
     for step in stage.steps():
-        rng = generator(seed, step)
-        order = torch.randperm(count, generator=generator(seed + 1, step // per_epoch))
+        rng = step_generator(seed, step)
+        order = torch.randperm(count, generator=step_generator(seed + 1, step // per_epoch))
         rows = order[step % per_epoch * BATCH :][:BATCH]
         timesteps = stratified_timesteps(BATCH, scheduler.config.num_train_timesteps, rng)
         noise = torch.randn(latents[rows].shape, generator=rng)

@@ -1,0 +1,49 @@
+"""What a user can set, one frozen dataclass for each stage that has settings; everything else is derived.
+
+The page binds its widgets to these fields by name and the command line its options, so a field's name, default and
+comment are the only place where a setting is described.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RULES = ("albat", "nearest", "random", "none")
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """How backbone pictures are chosen."""
+
+    rule: str = "albat"  # one of RULES
+    num_backbone: int | None = None  # pictures to take; None: as many as the predicted-error curve suggests
+    shortlist: int = 400  # candidates that are sketched
+    surrogate_steps: int = 80  # length of the surrogate's training on the subject alone
+    draws: int = 4  # timesteps and noises for each sketch
+    sketch_size: int = 1024  # numbers that a LoRA gradient is projected to
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How the adapter is trained, surrogate and final run alike."""
+
+    steps: int = 400
+    rank: int = 8
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    backbone_share: float = 0.5  # part of each batch that is backbone pictures, if there are any
+    strength: float = 1.0  # lambda: weight of the backbone pictures' mean loss beside the subject's
+    checkpoint_every: int = 100  # steps
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How samples are drawn."""
+
+    num_images: int = 8  # shared out among the prompts
+    guidance: float = 3.0
+    steps: int = 25
+    adapter_scale: float = 1.0
+    seed: int = 0

@@ -1,0 +1,1 @@
+"""Training: one loop for the surrogate and the final run, its adapter, its checkpoints."""
