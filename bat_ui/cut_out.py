@@ -1,9 +1,9 @@
 """Cut the subject of a photo out onto white, for backbones that know only white backgrounds.
 
-In: an RGB picture.  Out: the picture with everything but the subject painted white, and the mask.  GrabCut (colour models
-of subject and background plus a smooth border) is started from three ellipses of different sizes in the middle of the
-picture; a pixel belongs to the subject if two of the three agree, and a last GrabCut on a larger copy settles the border.
-Left out on purpose: learned segmentation (weights to download) and hair-thin borders, which no backbone at 64 px could show.
+In: an RGB picture.  Out: the picture with everything but the subject painted white, and the mask.  GrabCut (colour
+models of subject and background plus a smooth border) is started from three ellipses of different sizes in the middle
+of the picture; a pixel belongs to the subject if two of the three agree, and a last GrabCut on a larger copy settles
+the border.  Left out on purpose: learned segmentation (weights to download) and borders of single hairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def cut_out_subject(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]
     """
     rgb = np.asarray(image)
     if is_on_white(image):
-        return image, ~white_background(rgb)
+        mask = ~white_background(rgb)
+        return image, mask if mask.any() else None
     small = _reduced(rgb, BORDER_SIDE)
     mask = _settled(small, _guessed_votes(small))
     if not LEAST <= mask.mean() <= MOST:
@@ -45,17 +46,17 @@ def is_on_white(image: Image.Image) -> bool:
     return bool((frame.min(axis=1) >= NEAR_WHITE).mean() >= 0.8)
 
 
-def subject_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Smallest box (left, top, right, bottom), in pixels with right and bottom exclusive, around a mask that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def white_background(rgb: np.ndarray) -> np.ndarray:
     """The white pixels that hang together with the frame: white inside the subject is not background."""
     white = (rgb.min(axis=2) >= NEAR_WHITE).astype(np.uint8)
     _, labels = cv2.connectedComponents(np.pad(white, 1, constant_values=1), connectivity=4)
     return labels[1:-1, 1:-1] == labels[0, 0]
+
+
+def subject_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Smallest box (left, top, right, bottom) in pixels, right and bottom exclusive, around a mask."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _guessed_votes(rgb: np.ndarray) -> np.ndarray:

@@ -1,14 +1,12 @@
-"""The user's own pictures: read safely, oriented, cut out if asked, made square and captioned.
+"""The user's own pictures: read, oriented, cut out if asked, made square and captioned.
 
-In: 3 to 10 picture files (JPEG, PNG, WebP) or a folder of them, a class noun, optional captions in NAME.txt beside NAME.jpg.
+In: 3 to 10 picture files (JPEG, PNG, WebP) or a folder of them, a class noun, captions in NAME.txt beside a picture.
 Out: a `Subject`, which saves to and loads from a folder of PNGs, caption files and subject.json (written last).
-Every file is hostile until checked: named formats only, size before decoding, no animation, no metadata.
-Left out on purpose: colour profiles (pictures are taken as sRGB) and face or landmark detection.
+Left out on purpose: face and landmark detection; a crop that the middle of the picture does not settle is the user's.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -16,23 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from bat_ui.cut_out import cut_out_subject, is_on_white, subject_box, white_background
+from bat_ui.cut_out import cut_out_subject, is_on_white, subject_box
 from bat_ui.errors import UserError
+from bat_ui.pictures import MIN_SIDE, is_blurred, look_the_same, read_picture, shown_name, subject_files
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_BYTES = 50_000_000
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 2048  # pixels; larger pictures are reduced
-MIN_SIDE = 16
+__all__ = ["Subject", "cut_out_subject", "prepare_subject", "read_picture", "subject_files", "subject_warnings"]
+
 MAX_PICTURES = 40
 MAX_CAPTION = 300  # characters
 TEMPLATE = "a photo of {identifier} {class_noun}"
 MARGIN = 0.06  # white around a cut-out, as a part of its longest side
-RESAVE = "save it again as a JPEG, PNG or WebP picture"
 
 Box = tuple[float, float, float, float]
 
@@ -41,8 +34,8 @@ Box = tuple[float, float, float, float]
 class Subject:
     """The prepared pictures of one subject.
 
-    `images` are RGB squares of at most `size` pixels a side, each with its caption and its unique file name (no suffix).
-    `cut_out` says for each what became of the wish to cut it out: "no" (not wished), "yes", or "failed" (nothing found).
+    `images` are RGB squares of at most `size` pixels a side, each with its caption and a unique name to save it by.
+    `cut_out` says of each: "no" (not wished), "yes" (cut out, or already on white), "failed" (no subject was found).
     """
 
     images: tuple[Image.Image, ...]
@@ -53,8 +46,12 @@ class Subject:
     cut_out: tuple[str, ...] = ()
     size: int = 512
 
+    def __post_init__(self) -> None:
+        if not self.cut_out:
+            object.__setattr__(self, "cut_out", ("no",) * len(self.images))
+
     def save(self, folder: Path | str) -> None:
-        """Write NAME.png and NAME.txt for each picture, then subject.json, into `folder`; an older subject is replaced."""
+        """Write NAME.png and NAME.txt for each picture, then subject.json; an older subject there is replaced."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         marker = folder / "subject.json"
@@ -79,7 +76,7 @@ class Subject:
         folder = Path(folder)
         marker = folder / "subject.json"
         if not marker.is_file():
-            raise UserError(f"There is no finished subject in {_shown(folder)}: prepare the pictures again.")
+            raise UserError(f"There is no finished subject in {shown_name(folder)}: prepare the pictures again.")
         record = _read_json(marker)
         names, flags = record.get("names"), record.get("cut_out")
         if (
@@ -87,63 +84,21 @@ class Subject:
             or not isinstance(flags, list)
             or not 1 <= len(names) == len(flags) <= MAX_PICTURES
             or any(name != _plain(str(name)) for name in names)
+            or not isinstance(record.get("size"), int)
         ):
-            raise UserError(f"The file subject.json in {_shown(folder)} is damaged: prepare the pictures again.")
+            raise UserError(f"The file subject.json in {shown_name(folder)} is damaged: prepare the pictures again.")
+        images = tuple(read_picture(folder / f"{name}.png") for name in names)
+        if any(image.width != image.height for image in images):
+            raise UserError(f"A picture in {shown_name(folder)} is no longer square: prepare the pictures again.")
         return cls(
-            images=tuple(read_picture(folder / f"{name}.png") for name in names),
+            images=images,
             captions=tuple(read_caption(folder / f"{name}.txt") or "" for name in names),
             names=tuple(names),
-            class_noun=check_class_noun(str(record.get("class_noun", ""))),
-            identifier=check_identifier(str(record.get("identifier", ""))),
+            class_noun=check_class_noun(str(record.get("class_noun") or "")),
+            identifier=check_identifier(str(record.get("identifier") or "")),
             cut_out=tuple(str(flag) for flag in flags),
-            size=int(record.get("size", 512)),
+            size=record["size"],
         )
-
-
-def subject_files(folder: Path | str) -> list[Path]:
-    """The picture files in a folder, by suffix, sorted by name.  Raises UserError if the folder or pictures are missing."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {_shown(folder)}: give the folder that holds the subject's pictures.")
-    found = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != "."]
-    if not found:
-        raise UserError(f"There is no picture in {_shown(folder)}: put 3 to 10 JPEG, PNG or WebP files there.")
-    return sorted(found)
-
-
-def read_picture(path: Path | str) -> Image.Image:
-    """A picture file as RGB, upright, on white where it was transparent, at most 2048 px on its longest side, no metadata.
-
-    Raises UserError, naming the file, if it is missing, too large in bytes or pixels, too small, not JPEG, PNG or WebP,
-    animated, truncated or damaged.  Dimensions are checked before any pixel is decoded.
-    """
-    path = Path(path)
-    shown = _shown(path)
-    if not path.is_file():
-        raise UserError(f"There is no file {shown}: choose the picture again.")
-    if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{shown} is larger than {MAX_BYTES // 1_000_000} MB: reduce the picture and choose it again.")
-    too_many = f"{shown} has more than {MAX_PIXELS // 1_000_000} million pixels: reduce the picture and choose it again."
-    try:
-        image = Image.open(io.BytesIO(path.read_bytes()), formats=["JPEG", "PNG", "WEBP"])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(too_many) from error
-    except Exception as error:  # decoders meet hostile bytes with many kinds of error
-        raise UserError(f"{shown} is not a JPEG, PNG or WebP picture: {RESAVE}.") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(too_many)
-    if min(image.size) < MIN_SIDE:
-        raise UserError(f"{shown} is less than {MIN_SIDE} pixels wide or high: choose a larger picture.")
-    # A phone's JPEG may carry a second picture (format MPO): its first is the photo, nothing moves.
-    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-        raise UserError(f"{shown} is animated: save one still picture of it as PNG.")
-    try:
-        image.load()
-        upright = _as_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # as above
-        raise UserError(f"{shown} is damaged or cut short: copy it again or {RESAVE}.") from error
-    upright.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return Image.fromarray(np.array(upright))  # a new picture: nothing but pixels is kept
 
 
 def read_caption(path: Path | str) -> str | None:
@@ -151,7 +106,7 @@ def read_caption(path: Path | str) -> str | None:
     path = Path(path)
     if not path.is_file():
         return None
-    shown = _shown(path)
+    shown = shown_name(path)
     try:
         with path.open("rb") as file:
             text = file.read(8 * MAX_CAPTION).decode("utf-8-sig")
@@ -176,7 +131,9 @@ def check_class_noun(text: str) -> str:
     if not noun:
         raise UserError('The class noun is empty: say in a word or two what the subject is, such as "cat".')
     if len(noun) > 40 or not re.fullmatch(r"[^\W_](?:[^\W_]|[ '’-])*", noun):
-        raise UserError("The class noun must be one line of at most 40 letters, digits, spaces, hyphens or apostrophes.")
+        raise UserError(
+            "The class noun must be at most 40 letters, digits, spaces, hyphens or apostrophes on one line."
+        )
     return re.sub(" +", " ", noun)
 
 
@@ -199,11 +156,11 @@ def prepare_subject(
 ) -> Subject:
     """Read, crop, cut out, square and caption the pictures.
 
-    A picture's caption is the one given in `captions`, else the line in NAME.txt beside it, else `caption_template` with
-    {identifier} and {class_noun} filled in.  `crops` are boxes (left, top, right, bottom) in parts 0..1 of the upright
-    picture.  Cut-outs are cropped to the subject and padded to a square on white; pictures on white are padded; all others
-    are cropped to the middle square.  Squares are reduced to `size` pixels and never enlarged.
-    Raises UserError for none or more than 40 pictures, for a bad class noun, identifier or caption, and for each bad file.
+    A picture's caption is the one given in `captions`, else the line in NAME.txt beside it, else `caption_template`
+    with {identifier} and {class_noun} filled in.  `crops` are boxes (left, top, right, bottom) in parts 0..1 of the
+    upright picture.  Cut-outs are cropped to the subject and padded to a square on white; other pictures on white are
+    padded; all others are cropped to the middle square.  Squares are reduced to `size` pixels and never enlarged.
+    Raises UserError for none or over 40 pictures, a bad class noun, identifier or caption, or a bad file.
     """
     noun, identifier = check_class_noun(class_noun), check_identifier(identifier)
     paths = [Path(source) for source in sources]
@@ -218,7 +175,7 @@ def prepare_subject(
     template = check_caption(template, "The caption template")
     # All captions before the first picture: text is quick to check, pictures are not.
     lines = [
-        check_caption((captions and captions[i]) or "", f"The caption of {_shown(path)}")
+        check_caption((captions and captions[i]) or "", f"The caption of {shown_name(path)}")
         or read_caption(path.with_suffix(".txt"))
         or template
         for i, path in enumerate(paths)
@@ -240,55 +197,34 @@ def subject_warnings(subject: Subject) -> list[str]:
     """What may spoil the result, as plain sentences; empty if nothing was found."""
     said, count = [], len(subject.images)
     if count < 3:
-        said.append(f"Only {count} picture{'s' * (count > 1)}: with fewer than 3 the model tends to copy them; add more.")
+        said.append(f"Only {count} picture{'s' * (count > 1)}: with fewer than 3 the model tends to copy; add more.")
     if count > 10:
         said.append(f"{count} pictures: more than 10 seldom help and take longer to learn.")
-    hashes = [_difference_hash(image) for image in subject.images]
     for i in range(count):
-        twin = next((j for j in range(i) if (hashes[i] != hashes[j]).mean() <= 0.02), None)
+        twin = next((j for j in range(i) if look_the_same(subject.images[i], subject.images[j])), None)
         if twin is not None:
             said.append(f"{subject.names[i]} looks the same as {subject.names[twin]}: keep one of the two.")
     for image, name, caption, flag in zip(
-        subject.images, subject.names, subject.captions, subject.cut_out or ("no",) * count, strict=True
+        subject.images, subject.names, subject.captions, subject.cut_out, strict=True
     ):
         if image.width < min(subject.size, 512) / 2:
-            said.append(f"{name} is only {image.width} pixels wide once square: a larger picture would show more detail.")
+            said.append(f"{name} is only {image.width} pixels wide once square: a larger one would show more detail.")
         if is_blurred(image):
             said.append(f"{name} looks blurred: a sharper picture would show more detail.")
         if flag == "failed":
             said.append(f"No subject was found to cut out in {name}: it is used as it is, so crop it or leave it out.")
-        if subject.identifier not in caption.split():
+        if not re.search(rf"\b{re.escape(subject.identifier)}\b", caption):
             said.append(f'The caption of {name} lacks the word "{subject.identifier}", which is to mean the subject.')
     return said
 
 
-def is_blurred(image: Image.Image) -> bool:
-    """True for a photo whose sharpest parts are soft at 256 px; flat drawings, which have no texture, are never blurred."""
-    return False
-
-
-def _difference_hash(image: Image.Image) -> np.ndarray:
-    """16 x 16 x 2 bits: is each cell clearly darker than its right, its lower neighbour."""
-    cells = np.asarray(image.convert("L").resize((17, 17), Image.Resampling.BOX), np.int16)
-    return np.stack([cells[:-1, 1:] - cells[:-1, :-1] > 3, cells[1:, :-1] - cells[:-1, :-1] > 3])
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it instead of scaling it
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return image.convert("RGB")
-
-
 def _cropped(image: Image.Image, box: Box, path: Path) -> Image.Image:
     if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise UserError(f"The crop of {_shown(path)} lies outside the picture: draw it again.")
+        raise UserError(f"The crop of {shown_name(path)} lies outside the picture: draw it again.")
     sides = (image.width, image.height) * 2
     left, top, right, bottom = (round(part * side) for part, side in zip(box, sides, strict=True))
     if min(right - left, bottom - top) < MIN_SIDE:
-        raise UserError(f"The crop of {_shown(path)} is less than {MIN_SIDE} pixels wide or high: draw it larger.")
+        raise UserError(f"The crop of {shown_name(path)} is less than {MIN_SIDE} pixels wide or high: draw it larger.")
     return image.crop((left, top, right, bottom))
 
 
@@ -298,13 +234,13 @@ def _square(image: Image.Image, cut_out: bool) -> tuple[Image.Image, str]:
     if cut_out:
         image, mask = cut_out_subject(image)
         flag = "failed" if mask is None else "yes"
-        if mask is not None and mask.any():
+        if mask is not None:
             left, top, right, bottom = subject_box(mask)
             longest = max(right - left, bottom - top)
             # A drawing that fills its picture keeps the frame that its artist gave it.
             if longest < 0.7 * max(image.size) or not is_on_white(image):
                 margin = round(MARGIN * longest)
-                return _padded(image.crop((left, top, right, bottom)), longest + 2 * margin), flag
+                return _padded(image.crop((left, top, right, bottom)), max(longest + 2 * margin, MIN_SIDE)), flag
     if is_on_white(image):
         return _padded(image, max(image.size)), flag
     side = min(image.size)
@@ -333,13 +269,8 @@ def _unique_names(paths: list[Path]) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    """A file name without surprises: letters, digits, dot, hyphen and underscore, not hidden, at most 64 characters."""
+    """A file name without surprises: letters, digits, dot, hyphen, underscore, not hidden, at most 56 characters."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:56].rstrip(".-") or "picture"
-
-
-def _shown(path: Path) -> str:
-    """A file's name as it can stand in a sentence."""
-    return "".join(c if c.isprintable() else "?" for c in path.name)[:80] or "this folder"
 
 
 def _read_json(path: Path) -> dict:
