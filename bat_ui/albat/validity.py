@@ -15,7 +15,7 @@ from torch import Tensor
 from bat_ui.albat.evidence import likelihood, noise_scale, posterior, spectrum
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
-TOLERANCE = 0.03  # largest disagreement of a valid group, as a part of the prior variance 1 / delta
+TOLERANCE = 0.05  # largest disagreement of a valid group, as a part of the prior variance 1 / delta
 POWER = 2.0  # log-likelihood ratio that a disagreement of ten times the tolerance must be able to reach
 
 

@@ -1,0 +1,263 @@
+"""Benefit (theory.md, Proposition 2): what each further backbone image takes off the adapter's predicted error.
+
+In: curvature vectors of the candidates, the adaptation and the risk; noise sigma^2 and ridge = delta sigma^2 (evidence).
+Out: a nested ranking with each image's gain, the predicted-error curve, its knee, sampling weights, and the asymptotic error
+coefficient rho. Everything is a low-rank update in sketch space: no (k x k) matrix is inverted while ranking. Left out on
+purpose: which images may be chosen (validity, selection).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FINE = 64  # this many picks are made one by one, among the best of a pool, chosen anew after 4, 8, 12 and then 16 picks
+BLOCK, POOL = 16, 128
+GROWTH = 5  # later ones in blocks of one for every GROWTH images already picked
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """order (m,) candidate indices, gains (m,), errors (m + 1,): predicted error of none, of the first image, and so on.
+
+    errors hold the bias of disagreeing groups, gains do not.
+    """
+
+    order: Tensor
+    gains: Tensor
+    errors: Tensor
+
+
+class LowRank:
+    """M = (ridge I + V'V + added U'U)^-1 as M_0 - R'R, by Woodbury: products with M, and rows added to it."""
+
+    def __init__(self, vectors: Tensor, ridge: float) -> None:
+        self.vectors, self.ridge = vectors, ridge
+        inner = vectors @ vectors.T
+        inner.diagonal().add_(ridge)
+        self.factor = torch.linalg.cholesky(inner)
+        self.columns = vectors.new_zeros(0, vectors.shape[1])
+
+    def start(self, rows: Tensor) -> Tensor:
+        """rows M_0 for rows (m, k)."""
+        return (rows - torch.cholesky_solve(self.vectors @ rows.T, self.factor).T @ self.vectors) / self.ridge
+
+    def times(self, rows: Tensor, count: int | None = None) -> Tensor:
+        """rows M for rows (m, k), M as after the first count added rows (all if None)."""
+        used = self.columns[:count]
+        return self.start(rows) - (rows @ used.T) @ used
+
+    def add(self, rows: Tensor, started: Tensor | None = None) -> Tensor:
+        """Add U'U for rows U (b, k), started = U M_0 if at hand; returns the new R (b, k): M falls by R'R, row by row."""
+        started = self.start(rows) if started is None else started
+        y = started - (rows @ self.columns.T) @ self.columns
+        inner = rows @ y.T
+        if len(rows) == 1:
+            new = y / (1 + inner).sqrt()
+        else:
+            inner = (inner + inner.T) / 2
+            inner.diagonal().add_(1)
+            new = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), y, upper=False)
+        self.columns = torch.cat([self.columns, new])
+        return new
+
+
+class Picks:
+    """The books of a greedy pass over the candidates in play, forced or allowed, by their place in `places`: forced ones
+    first, then allowed ones, each once, at most limit."""
+
+    def __init__(self, count: int, allowed: Tensor | None, forced: Tensor | None, limit: int | None) -> None:
+        allowed = torch.ones(count, dtype=torch.bool) if allowed is None else allowed.cpu()
+        forced = torch.zeros(count, dtype=torch.bool) if forced is None else forced.cpu()
+        self.places = (forced | allowed).nonzero()[:, 0]
+        forced = forced[self.places]
+        self.order: list[int] = []
+        self.rounds = [forced, ~forced]
+        self.limit = len(forced) if limit is None else min(limit, len(forced))
+
+    def ranked(self) -> Tensor:
+        """Candidate indices in the order picked."""
+        return self.places[torch.tensor(self.order, dtype=torch.long)]
+
+    def open(self) -> Tensor | None:
+        """Mask (n,) of those to choose among now, None at the end."""
+        while self.rounds and len(self.order) < self.limit:
+            self.rounds[0][self.order] = False
+            if self.rounds[0].any():
+                return self.rounds[0]
+            self.rounds.pop(0)
+        return None
+
+    def block(self, fine: int) -> int:
+        """How many to pick before all candidates are scored again."""
+        done = len(self.order)
+        size = min(max(4, done // 2), BLOCK, fine - done) if done < fine else max(1, done // GROWTH)
+        return min(size, int(self.rounds[0].sum()), self.limit - done)
+
+
+def rank_by_benefit(
+    curvature: Tensor,
+    risk: Tensor,
+    adaptation: Tensor,
+    *,
+    noise: float,
+    ridge: float,
+    weight: float = 1.0,
+    allowed: Tensor | None = None,
+    forced: Tensor | None = None,
+    groups: Tensor | None = None,
+    disagreement: dict[int, float] | None = None,
+    limit: int | None = None,
+    fine: int = FINE,
+    pool: int = POOL,
+) -> Ranking:
+    """Greedy ranking by the fall of E(S) = tr(Q M_S), M_S = (C^-1 + sum_S w H_c / sigma^2)^-1.
+
+    curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of one image beside one
+    adaptation image. forced (n,) booleans are ranked first, then allowed (n,) ones, at most limit in all.
+    disagreement: lam_j / sigma^2 by group label (validity); adds bias_S^2 = sum_j lam_j |L M_S H_{S,j}|^2 to the errors.
+    The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks (pool >= n is
+    plain greedy); then the best m / 5 images are taken at a time. The errors are exact for the order either way.
+    Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
+    """
+    picks = Picks(len(curvature), allowed, forced, limit)
+    rows = curvature[picks.places] * weight**0.5
+    count, rank, size = rows.shape
+    m = LowRank(adaptation.reshape(-1, size), ridge)
+    started = m.start(rows.reshape(-1, size)).view(count, rank, size)  # U M_0
+    image = started @ risk.T  # U M L', kept current
+    own = started @ rows.mT  # U M U', kept current
+    falls: list[Tensor] = []
+    error = (m.start(risk) * risk).sum()
+    while (mask := picks.open()) is not None:
+        gain = _gains(image, own).masked_fill(~mask.to(image.device), float("-inf"))
+        block, before = picks.block(fine), len(m.columns)
+        if len(picks.order) < fine:
+            near = gain.topk(min(max(pool, block), int(mask.sum()))).indices
+            picked = near[_pick(m, rows[near], started[near], image[near], own[near], risk, block)]
+        else:
+            picked = gain.topk(block).indices
+            m.add(rows[picked].reshape(-1, size), started[picked].reshape(-1, size))
+        new = m.columns[before:]
+        reach = new @ risk.T
+        falls.append(reach.square().sum(1).view(block, rank).sum(1))
+        shared = (rows.reshape(-1, size) @ new.T).view(count, rank, -1)
+        image -= shared @ reach
+        own -= shared.square().sum(2, keepdim=True) if rank == 1 else shared @ shared.mT
+        picks.order += picked.tolist()
+    gains = torch.cat(falls) * noise if falls else risk.new_zeros(0)
+    errors = torch.cat([noise * error[None], noise * error - gains.cumsum(0)])
+    if disagreement is not None and groups is not None and picks.order:
+        ordered, labels = rows[torch.tensor(picks.order)], groups.cpu()[picks.ranked()]
+        errors = errors + noise * _bias(m, ordered, risk, labels, disagreement)
+    return Ranking(picks.ranked(), gains, errors)
+
+
+def _pick(
+    m: LowRank, rows: Tensor, started: Tensor, image: Tensor, own: Tensor, risk: Tensor, block: int
+) -> list[int]:
+    """Plain greedy among p candidates, `block` of them added to m: rows, started (p, r, k), image (p, r, l), own (p, r, r)."""
+    picked: list[int] = []
+    taken = torch.zeros(len(rows), dtype=image.dtype, device=image.device)
+    for _ in range(block):
+        i = int((_gains(image, own) + taken).argmax())
+        taken[i] = float("-inf")
+        new = m.add(rows[i], started[i])
+        shared = rows @ new.T
+        image = image - shared @ (new @ risk.T)
+        own = own - shared @ shared.mT
+        picked.append(i)
+    return picked
+
+
+def _gains(image: Tensor, own: Tensor) -> Tensor:
+    """tr[(I + U M U')^-1 U M Q M U'] for every candidate: image (n, r, l), own (n, r, r)."""
+    if image.shape[1] == 1:
+        return image.square().sum((1, 2)) / (1 + own[:, 0, 0])
+    eye = torch.eye(own.shape[1], dtype=own.dtype, device=own.device)
+    return torch.linalg.solve(own + eye, image @ image.mT).diagonal(dim1=1, dim2=2).sum(1)
+
+
+def _bias(m: LowRank, rows: Tensor, risk: Tensor, groups: Tensor, disagreement: dict[int, float]) -> Tensor:
+    """bias_S^2 / sigma^2 at each size 0..m, computed at some twelve sizes and joined by straight lines; rows (m, r, k) and
+    groups (m,) in the order picked."""
+    total, rank = len(rows), rows.shape[1]
+    sizes = sorted({0, total, *(round(total ** (i / 12)) for i in range(1, 12))})
+    values = []
+    for size in sizes:
+        reach, value = m.times(risk, size * rank), 0.0
+        for label, lam in disagreement.items():
+            chosen = groups[:size] == label
+            if lam > 0 and chosen.any():
+                u = rows[:size][chosen].reshape(-1, rows.shape[2])
+                value += lam * ((reach @ u.T) @ u).square().sum().item()
+        values.append(value)
+    at = torch.arange(total + 1, dtype=torch.float64)
+    right = torch.bucketize(at, torch.tensor(sizes, dtype=torch.float64)).clamp(1)
+    x, y = torch.tensor(sizes, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
+    share = (at - x[right - 1]) / (x[right] - x[right - 1])
+    return (y[right - 1] + share * (y[right] - y[right - 1])).to(risk.dtype).to(risk.device)
+
+
+def knee(errors: Tensor) -> int:
+    """The default number of images: where the predicted-error curve lies furthest below its chord.
+
+    The chord runs from no image to the curve's minimum (beyond it more images do harm); 0 if no image helps.
+    """
+    best = int(errors.argmin())
+    if best == 0:
+        return 0
+    part = errors[: best + 1].double()
+    fall = (part[0] - part) / (part[0] - part[-1])
+    return int((fall - torch.linspace(0, 1, best + 1, dtype=torch.float64, device=fall.device)).argmax()) or best
+
+
+def asymptotic_error(
+    chosen: Tensor,
+    risk: Tensor,
+    adaptation: Tensor,
+    *,
+    noise: float,
+    ridge: float,
+    weights: Tensor | None = None,
+    scores: Tensor | None = None,
+) -> float:
+    """rho(S; Q) = tr(Q H_S^-1 G_S H_S^-1), the asymptotic error coefficient (theory.md, before Words).
+
+    chosen (m, r, k), risk (l, k), adaptation (a, k) curvature vectors; weights (m,) of the chosen. With scores None the
+    gradient covariance is sigma^2 H and rho = tr(Q M_S). Else scores (s, k) are gradients whose outer products add up to the
+    covariance of the whole training gradient (each image's centred gradient times its weight), and the sandwich is formed.
+    """
+    weights = torch.ones(len(chosen)) if weights is None else weights
+    rows = (chosen.double() * weights.double().to(chosen.device).sqrt()[:, None, None]).reshape(-1, chosen.shape[-1])
+    m = LowRank(torch.cat([adaptation.double().reshape(-1, rows.shape[1]), rows]), ridge)
+    reach = m.start(risk.double())
+    if scores is None:
+        return noise * (reach * risk.double()).sum().item()
+    return ((reach @ scores.double().T).square().sum() + noise * ridge * reach.square().sum()).item()
+
+
+def design_weights(
+    chosen: Tensor, risk: Tensor, adaptation: Tensor, *, ridge: float, weight: float = 1.0, rounds: int = 20
+) -> Tensor:
+    """Sampling weights (m,), mean one, that lower tr(Q M) at the same total: multiplicative A-optimal design updates.
+
+    chosen (m, r, k). An image that repeats another ends below one, one that alone opens a direction above.
+    """
+    share = torch.ones(len(chosen), dtype=chosen.dtype, device=chosen.device)
+    adapt = adaptation.reshape(-1, chosen.shape[-1])
+    for _ in range(rounds):
+        rows = (chosen * (share * weight).sqrt()[:, None, None]).reshape(-1, chosen.shape[-1])
+        reach = LowRank(torch.cat([adapt, rows]), ridge).start(risk)
+        slope = (chosen @ reach.T).square().sum((1, 2))
+        share = share * slope.sqrt()
+        share = share * len(share) / share.sum().clamp_min(1e-30)
+    return share
+
+
+def gradient_cosine(gradients: Tensor, adaptation_gradients: Tensor) -> Tensor:
+    """The baseline score of LESS (n,): cosine of each candidate's gradient with the adaptation's mean gradient."""
+    target = adaptation_gradients.reshape(-1, gradients.shape[-1]).mean(0)
+    return torch.nn.functional.cosine_similarity(gradients, target[None], dim=1)

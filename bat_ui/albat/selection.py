@@ -1,0 +1,234 @@
+"""Selection: from sketches to a ranked, explained choice of backbone images (theory.md, ALBAT steps 4 to 6).
+
+In: Sketches, plain arrays that somebody else saves. Out: an Assessment (scales and group verdicts, computed once) and a
+Selection (order, gains, predicted-error curve, knee, chosen images), recomputed at once whenever an image is excluded or
+forced. Left out on purpose: the model, the images, disk and page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bat_ui.albat.benefit import Ranking, design_weights, gradient_cosine, knee, rank_by_benefit
+from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
+from bat_ui.albat.evidence import likelihood, noise_scale, posterior, prior_ridge, spectrum
+from bat_ui.albat.validity import DOUBTFUL, VALID, Validity, group_disagreement
+from bat_ui.errors import UserError
+
+RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine")
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """Everything that the selection needs of n candidates, a adaptation images and f folds, k numbers each (float32).
+
+    ids: the candidates' ids; groups (n,): their labels, from cluster().
+    gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
+    adaptation_curvature (a, r, k): the subject images at the surrogate.
+    risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: the candidates' mean.
+    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for the prior's strength.
+    judges (f, d, k), judge_curvature (f, s, k): left-out subject images at each fold's surrogate, in d draws that are
+    independent of the candidates', and vectors of their summed curvature; fold_gradients (f, n, k): the candidates there.
+    Judges' gradients and curvature are SUMS over the fold's left-out images. Parts that a rule does not use may be empty.
+    """
+
+    ids: tuple[str, ...]
+    groups: Tensor
+    gradients: Tensor
+    curvature: Tensor
+    adaptation_curvature: Tensor
+    risk: Tensor
+    start_gradients: Tensor
+    start_curvature: Tensor
+    judges: Tensor
+    judge_curvature: Tensor
+    fold_gradients: Tensor
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """NumPy arrays by field name; ids as UTF-8 bytes (uint8) joined by newlines."""
+        arrays = {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "ids"}
+        return {"ids": np.frombuffer("\n".join(self.ids).encode(), dtype=np.uint8).copy(), **arrays}
+
+    @staticmethod
+    def from_arrays(arrays: dict[str, np.ndarray]) -> Sketches:
+        """The inverse of to_arrays."""
+        text = np.asarray(arrays["ids"]).tobytes().decode()
+        rest = {f.name: torch.from_numpy(np.array(arrays[f.name])) for f in fields(Sketches) if f.name != "ids"}
+        return Sketches(tuple(text.split("\n")) if text else (), **rest)
+
+
+def make_sketches(
+    ids: tuple[str, ...], groups: Tensor, gradients: Tensor, curvature: Tensor, adaptation_curvature: Tensor, **parts: Tensor
+) -> Sketches:
+    """Sketches with the parts not named left empty."""
+    size = gradients.shape[1]
+    empty = {
+        "risk": (0, size),
+        "start_gradients": (0, size),
+        "start_curvature": (0, 1, size),
+        "judges": (0, 0, size),
+        "judge_curvature": (0, 0, size),
+        "fold_gradients": (0, len(ids), size),
+    }
+    filled = {name: parts.pop(name, gradients.new_zeros(shape)) for name, shape in empty.items()}
+    if parts:
+        raise ValueError(f"unknown parts: {sorted(parts)}")
+    return Sketches(ids, groups, gradients, curvature, adaptation_curvature, **filled)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What does not change when images are excluded or forced: sigma^2, ridge = delta sigma^2, the verdicts of both forms
+    (None where the sketches lack its parts)."""
+
+    noise: float
+    ridge: float
+    validity: Validity | None
+    scores: FoldScores | None
+    scored_groups: tuple[ScoredGroup, ...]
+
+    def verdicts(self, rule: str) -> dict[int, str]:
+        """Verdict by group label, of the form that the rule uses."""
+        groups = self.scored_groups if rule == "cross_fit" else self.validity.groups if self.validity else ()
+        return {g.group: g.verdict for g in groups}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A ranked choice. order (m,): candidate indices, best first; gains (m,): each one's part in the fall of the predicted
+    error (for gradient_cosine, its score); errors (m + 1,): predicted error from no image on (empty where a rule predicts
+    none); knee: the size that the curve suggests; chosen: the ids taken; weights: sampling weights of the chosen, mean
+    one, or None; verdicts: for every candidate."""
+
+    rule: str
+    order: np.ndarray
+    gains: np.ndarray
+    errors: np.ndarray
+    knee: int
+    chosen: tuple[str, ...]
+    weights: np.ndarray | None
+    verdicts: tuple[str, ...]
+
+
+def assess(sketches: Sketches) -> Assessment:
+    """Estimate sigma^2 and the ridge by marginal likelihood, and judge every group: seconds, once for a set of sketches.
+
+    The ridge comes from the subject images at the untrained adapter or, where these are missing, from the left-out images;
+    noise and ridge are estimated in turn until they agree. Raises UserError if the sketches hold neither.
+    """
+    s = sketches
+    if not len(s.start_gradients) and not len(s.judges):
+        raise UserError("The sketches hold no subject images to learn the prior from: sketch the subject again.")
+    if not torch.isfinite(s.gradients).all() or not torch.isfinite(s.curvature).all():
+        raise UserError("Some sketches are not finite numbers: train the surrogate with a smaller learning rate.")
+    labels = torch.unique(s.groups)
+    pool = [(s.gradients[s.groups == g].double().sum(0), spectrum(s.curvature[s.groups == g])) for g in labels]
+    ridge = s.adaptation_curvature.double().square().sum().item() / s.gradients.shape[1]
+    for _ in range(3):
+        covariance = posterior(s.adaptation_curvature, ridge)
+        noise = noise_scale([likelihood(g, h, covariance) for g, h in pool])
+        if len(s.start_gradients):
+            total = s.start_gradients.double().sum(0)[None]
+            ridge = prior_ridge(total, [s.start_curvature], noise)
+        else:
+            # A fold's surrogate saw the other folds' images: their curvature, each at its own surrogate.
+            rest = [torch.cat([c for j, c in enumerate(s.judge_curvature) if j != f]) for f in range(len(s.judges))]
+            ridge = prior_ridge(s.judges.mean(1), list(s.judge_curvature), noise, rest)
+    validity = group_disagreement(s.gradients, s.curvature, s.groups, s.adaptation_curvature, ridge=ridge)
+    if not len(s.judges):
+        return Assessment(validity.noise, ridge, validity, None, ())
+    scores = fold_scores(s.judges, s.fold_gradients, s.adaptation_curvature.flatten(0, 1), ridge=ridge)
+    return Assessment(validity.noise, ridge, validity, scores, judge_groups(scores, s.groups))
+
+
+def select(
+    sketches: Sketches,
+    assessment: Assessment,
+    rule: str = "albat",
+    m: int | None = None,
+    *,
+    excluded: tuple[str, ...] = (),
+    forced: tuple[str, ...] = (),
+    doubtful: bool = False,
+    weighted: bool = False,
+    weight: float = 1.0,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Rank the candidates by a rule and take the first m (the knee if None); forced ids come first, excluded ones never.
+
+    albat: groups valid by marginal likelihood, greedy benefit. cross_fit: groups that left-out subject images find helpful,
+    greedy by their need. without_validity, without_benefit (seeded random order): albat less one half. gradient_cosine: the
+    baseline of LESS. doubtful: take doubtful groups too, at the price of their bias in the predicted error.
+    weighted: sampling weights by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
+    """
+    if rule not in RULES:
+        raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")
+    if rule == "cross_fit" and assessment.scores is None:
+        raise UserError("The cross-fitted rule needs left-out subject images: sketch the subject with at least two folds.")
+    s, where = sketches, {name: i for i, name in enumerate(sketches.ids)}
+    unknown = [name for name in (*excluded, *forced) if name not in where]
+    if unknown:
+        raise UserError(f"The image {unknown[0]} is not among the candidates: choose it from the list.")
+    if set(excluded) & set(forced):
+        raise UserError("An image is both excluded and added: undo one of the two.")
+    by_group = assessment.verdicts(rule)
+    verdicts = tuple(by_group[g] for g in s.groups.tolist())
+    accepted = {VALID, DOUBTFUL} if doubtful else {VALID}
+    open_rule = rule in ("without_validity", "gradient_cosine")
+    allowed = torch.tensor([open_rule or v in accepted for v in verdicts], dtype=torch.bool)
+    allowed[[where[name] for name in excluded]] = False
+    first = torch.zeros(len(s.ids), dtype=torch.bool)
+    first[[where[name] for name in forced]] = True
+    ranking = _rank(s, assessment, rule, allowed, first, weight, limit, seed)
+    size = knee(ranking.errors) if len(ranking.errors) else len(ranking.order)
+    take = min(max(size, len(forced)) if m is None else max(m, len(forced)), len(ranking.order))
+    chosen, weights = ranking.order[:take], None
+    if weighted and take:
+        adaptation = s.adaptation_curvature.flatten(0, 1)
+        weights = design_weights(
+            s.curvature[chosen], _risk(s), adaptation, ridge=assessment.ridge, weight=weight
+        ).numpy()
+    return Selection(
+        rule=rule,
+        order=ranking.order.numpy(),
+        gains=ranking.gains.numpy(),
+        errors=ranking.errors.numpy(),
+        knee=size,
+        chosen=tuple(s.ids[i] for i in chosen.tolist()),
+        weights=weights,
+        verdicts=verdicts,
+    )
+
+
+def _risk(s: Sketches) -> Tensor:
+    return s.risk if len(s.risk) else s.curvature.flatten(0, 1) / len(s.ids) ** 0.5
+
+
+def _rank(
+    s: Sketches, a: Assessment, rule: str, allowed: Tensor, first: Tensor, weight: float, limit: int | None, seed: int
+) -> Ranking:
+    adaptation = s.adaptation_curvature.flatten(0, 1)
+    if rule == "cross_fit":
+        risk = s.judge_curvature.flatten(0, 1) / len(s.judges) ** 0.5 if len(s.judge_curvature) else _risk(s)
+        return rank_by_score(
+            s.judges, s.fold_gradients, s.curvature, risk, adaptation,
+            ridge=a.ridge, weight=weight, allowed=allowed, forced=first, limit=limit,
+        )  # fmt: skip
+    if rule in ("albat", "without_validity"):
+        return rank_by_benefit(
+            s.curvature, _risk(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
+            forced=first, groups=s.groups, disagreement=a.validity.disagreement(), limit=limit,
+        )  # fmt: skip
+    if rule == "without_benefit":
+        score = torch.rand(len(s.ids), generator=torch.Generator().manual_seed(seed))
+    else:
+        target = s.judges if len(s.judges) else s.start_gradients
+        score = gradient_cosine(s.gradients, target)
+    order = torch.argsort(score + 4.0 * first, descending=True)
+    order = order[(allowed | first)[order]][:limit]
+    return Ranking(order, score[order], score.new_zeros(0))
