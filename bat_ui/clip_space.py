@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from bat_ui.errors import UserError
 
@@ -43,7 +44,7 @@ class ClipSpace:
         try:
             model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, device=device)
             tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as e:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as e:
             raise UserError(f"The CLIP model '{source}' could not be loaded: {' '.join(str(e).split())[:300]}") from e
         return cls(model, preprocess, tokenizer, device)
 
@@ -69,14 +70,13 @@ class ClipSpace:
         """Unit vectors (n, d), float32 on the CPU; what exceeds the model's context length is cut off."""
         return self._embed(texts, self.tokenizer, "text")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _embed(self, items: Sequence, prepare: Callable, tower: str) -> torch.Tensor:
         if not items:
             return torch.empty(0, self.dim)
         encode = getattr(self.model, f"encode_{tower}")
         batches = (prepare(list(items[i : i + BATCH])).to(self.device) for i in range(0, len(items), BATCH))
-        # clone: a tensor made in inference mode cannot take part in autograd later
-        return torch.cat([encode(batch, normalize=True).float().cpu() for batch in batches]).clone()
+        return torch.cat([encode(batch, normalize=True).float().cpu() for batch in batches])
 
 
 def _resolve(source: str, open_clip) -> tuple[str, str | None]:

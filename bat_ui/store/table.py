@@ -46,8 +46,8 @@ class Row:
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store is: `version` changes whenever its content would, `encoder` is the digest of the CLIP model that made
-    its vectors, `source` and `licence` are for people."""
+    """What a store is: `version` changes whenever its content would, `encoder` is the digest of the CLIP model that
+    made its vectors, `source` and `licence` are for people."""
 
     name: str
     title: str
@@ -245,9 +245,10 @@ def _schema(dim: int) -> pa.Schema:
 
 
 def _batch(chunk: list[Row], start: int, dim: int) -> pa.Table:
+    lengths = {len(row.vector) for row in chunk} | {dim}
+    if len(lengths) > 1:
+        raise UserError(f"A backbone store needs vectors of one length, not of {sorted(lengths)}: use one CLIP model.")
     vectors = np.stack([np.asarray(row.vector, dtype=np.float32) for row in chunk])
-    if vectors.shape[1] != dim:
-        raise UserError(f"A backbone store of vectors of length {dim} cannot take one of length {vectors.shape[1]}.")
     columns = {
         "row": np.arange(start, start + len(chunk)),
         "id": [row.id for row in chunk],
