@@ -18,20 +18,23 @@ def best_device() -> torch.device:
 
 
 def load_backbone(name: str = "sticker", device: str | torch.device | None = None) -> Backbone:
-    """Load the backbone called `name` onto `device`.  Raises UserError if there is none of that name."""
-    device = torch.device(device or best_device())
-    if name != "sticker":
-        raise UserError(f'There is no backbone called "{name}": use "sticker".')
-    folder = ASSETS / "sticker"
+    """Load the backbone called `name`, or kept in the folder `name`, onto `device`.
+
+    Such a folder holds `pipeline/` (diffusers) and `clip/` (open_clip), as assets/sticker does.
+    Raises UserError if there is no such backbone.
+    """
+    folder = ASSETS / "sticker" if name == "sticker" else Path(name)
     if not (folder / "pipeline" / "model_index.json").is_file():
-        raise UserError("The sticker backbone's weights are missing: make them with `python -m bat_ui build-sticker`.")
+        if name == "sticker":
+            raise UserError("The sticker backbone's weights are missing: make them with `python -m bat_ui build-sticker`.")
+        raise UserError(f'There is no backbone called "{name}": use "sticker".')
     return Backbone.load(
         name=name,
         pipeline_folder=folder / "pipeline",
         clip_source=str(folder / "clip"),
         caption_template="a sticker of {identifier} {class_noun}",
         lora_targets=STICKER_LORA_TARGETS,
-        device=device,
+        device=torch.device(device or best_device()),
     )
 
 

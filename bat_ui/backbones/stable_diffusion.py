@@ -44,7 +44,7 @@ class Backbone:
     ) -> Backbone:
         """Load the pipeline from `pipeline_folder` (safetensors only) in the precision that suits `device`."""
         pipeline = StableDiffusionPipeline.from_pretrained(
-            pipeline_folder, torch_dtype=_dtype_for(device), use_safetensors=True, local_files_only=True
+            pipeline_folder, dtype=_dtype_for(device), use_safetensors=True, local_files_only=True
         )
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
@@ -121,7 +121,7 @@ class Backbone:
         return prediction, noise
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` timesteps, one from each of `count` equal parts of the schedule in random order, and as many noises."""
+        """`count` timesteps in random order, one from each of `count` equal parts of the schedule, and noises."""
         total = self.pipeline.scheduler.config.num_train_timesteps
         parts = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng)) / count
         config = self.unet.config

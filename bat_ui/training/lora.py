@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -41,7 +40,8 @@ def lora(backbone: Backbone, rank: int, seed: int) -> Iterator[dict[str, torch.n
 
 def save_lora(backbone: Backbone, folder: Path) -> Path:
     """Write the current adapter as `folder`/pytorch_lora_weights.safetensors and return that path."""
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(backbone.unet, adapter_name=ADAPTER))
+    # All keys in PEFT's form: diffusers' older names exist for attention only, and its loader drops them from a mixture.
+    layers = get_peft_model_state_dict(backbone.unet, adapter_name=ADAPTER)
     folder.mkdir(parents=True, exist_ok=True)
     type(backbone.pipeline).save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
     return folder / WEIGHTS

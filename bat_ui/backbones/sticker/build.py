@@ -48,7 +48,7 @@ def build_sticker(settings: BuildSettings, work: Path, out: Path) -> None:
     pictures = cached_pictures(stickers, work)
     train_clip(work / "clip", settings.clip_minutes, settings.seed, stickers, pictures)
     train_autoencoder(work / "autoencoder", settings.autoencoder_minutes, settings.seed, pictures)
-    autoencoder = AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", torch_dtype=torch.float32)
+    autoencoder = AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", dtype=torch.float32)
     clip_folder = work / "clip" / "export"
     latents = encode_pictures(autoencoder, pictures)
     styled = encode_captions(clip_folder, [s.caption for s in stickers])
@@ -102,7 +102,7 @@ def assemble(unet: UNet2DConditionModel, work: Path, out: Path) -> None:
     shutil.copytree(work / "clip" / "export", out / "clip", dirs_exist_ok=True)
     config, clip = load_clip(work / "clip" / "export")
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", torch_dtype=torch.float16),
+        vae=AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", dtype=torch.float16),
         text_encoder=text_encoder_of(clip, config).half(),
         tokenizer=CLIPTokenizer.from_pretrained(work / "clip" / "export"),
         unet=unet.half(),

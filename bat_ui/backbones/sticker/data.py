@@ -119,7 +119,7 @@ def _is_single_person(points: list[int]) -> bool:
 
 
 def _name(en: str, points: list[int]) -> str:
-    """Plain English from Unicode's short name: ':woman_dark_skin_tone_red_hair:', 'woman with dark skin and red hair'."""
+    """Plain English from Unicode's short name: ':woman_dark_skin_tone_red_hair:', 'woman with dark skin ...'."""
     name = en.strip(":").replace("_", " ").replace("’", "'").replace("“", "").replace("”", "").replace("‘", "").strip()
     traits = []
     for tone in ("medium-light", "medium-dark", "light", "dark", "medium"):
