@@ -6,13 +6,16 @@ Left out on purpose: sampling (generation.py) and any data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
@@ -43,9 +46,10 @@ class Backbone:
         device: torch.device,
     ) -> Backbone:
         """Load the pipeline from `pipeline_folder` (safetensors only) in the precision that suits `device`."""
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            pipeline_folder, dtype=_dtype_for(device), use_safetensors=True, local_files_only=True
-        )
+        with _quiet():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                pipeline_folder, dtype=_dtype_for(device), use_safetensors=True, local_files_only=True
+            )
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -129,6 +133,24 @@ class Backbone:
         noise = torch.randn(shape, generator=rng)
         timesteps = (parts * total).long().clamp(max=total - 1)
         return timesteps.to(self.device), noise.to(self.device, self.dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No loading bars, and no warning that the autoencoder is of another class than Stable Diffusion's own."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        yield
+    finally:
+        for library, level, bar in zip(libraries, levels, bars):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
 
 
 def _dtype_for(device: torch.device) -> torch.dtype:

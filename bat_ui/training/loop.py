@@ -79,4 +79,4 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         optimizer.step()
-        yield Step(step + 1, float(subject_loss), None if backbone_loss is None else float(backbone_loss))
+        yield Step(step + 1, subject_loss.item(), None if backbone_loss is None else backbone_loss.item())

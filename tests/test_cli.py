@@ -1,0 +1,102 @@
+"""The command line on bad input: one sentence, exit code 2, nothing lost."""
+
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from bat_ui.cli import main
+
+
+def huge_png() -> bytes:
+    """A PNG whose header says 20,000 x 20,000 and that holds next to nothing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def animated(path) -> None:
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+
+
+def truncated(path) -> None:
+    Image.effect_noise((64, 64), 90).save(path)
+    path.write_bytes(path.read_bytes()[:800])
+
+
+def fifty_pictures(path) -> None:
+    for i in range(49):
+        Image.new("RGB", (64, 64), (5 * i, 0, 0)).save(path.with_name(f"extra{i}.png"))
+    Image.new("RGB", (64, 64)).save(path)
+
+
+BAD = {
+    "no picture": (lambda path: path.with_name("note.txt").write_text("nothing"), "no picture"),
+    "a text file named .png": (lambda path: path.write_text("not a picture"), "bad.png"),
+    "a huge PNG": (lambda path: path.write_bytes(huge_png()), "50 million pixels"),
+    "an animated file": (lambda path: animated(path), "bad.png"),
+    "a truncated file": (lambda path: truncated(path), "bad.png"),
+    "50 files": (fifty_pictures, "50 pictures"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_pictures_are_refused_in_one_sentence_and_an_older_project_stays(
+    name, subject_folder, tiny_backbone_folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    arguments = ["--class-noun", "face", "--out", str(out), "--rule", "none", "--backbone", str(tiny_backbone_folder)]
+    assert main(["select", str(subject_folder), *arguments]) == 0
+    before = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    make, expected = BAD[name]
+    make(bad / "bad.png")
+    capsys.readouterr()
+
+    assert main(["select", str(bad), *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and "\n" not in said and "Traceback" not in said
+    assert expected in said
+    assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["personalize", "SUBJECT", "--class-noun", " ", "--out", "OUT"], "class noun"),
+        (["personalize", "MISSING", "--class-noun", "face", "--out", "OUT"], "no folder"),
+        (["select", "SUBJECT"], "--class-noun"),
+        (["train", "MISSING"], "no project"),
+        (["generate", "MISSING"], "no project"),
+        (["select", "SUBJECT", "--class-noun", "face", "--out", "OUT", "--backbone", "nonsense"], "nonsense"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_sentence(
+    arguments, expected, subject_folder, tiny_backbone_folder, tmp_path, capsys
+):
+    places = {"SUBJECT": subject_folder, "MISSING": tmp_path / "missing", "OUT": tmp_path / "out"}
+    arguments = [str(places.get(a, a)) for a in arguments]
+    if "--backbone" not in arguments:
+        arguments += ["--backbone", str(tiny_backbone_folder)]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and "\n" not in said and expected in said
+    assert not (tmp_path / "out" / "subject").exists()
+
+
+def test_training_before_selecting_says_what_to_do(subject_folder, tiny_backbone_folder, tmp_path, capsys):
+    from bat_ui.line import prepare
+    from bat_ui.project import Project
+    from bat_ui.subject import subject_files
+
+    prepare(Project(tmp_path), subject_files(subject_folder), "face", template="a sticker of {identifier} {class_noun}")
+    assert main(["train", str(tmp_path), "--backbone", str(tiny_backbone_folder)]) == 2
+    assert "run the selection first" in capsys.readouterr().err
+    assert main(["generate", str(tmp_path), "--backbone", str(tiny_backbone_folder)]) == 2
+    assert "run the training first" in capsys.readouterr().err
