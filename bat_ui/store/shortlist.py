@@ -23,9 +23,9 @@ from bat_ui.errors import UserError
 from bat_ui.store.table import Store, fingerprint
 
 TENSORS, MARKER = "shortlist.safetensors", "shortlist.json"
-# Root mean square between fingerprints, in grey levels.  Below the first are resized copies, above it other
-# expressions of one face; what a CLIP model calls equal must be below the second to be a near-duplicate.
-SAME_PICTURE, ALIKE_PICTURE = 4.0, 24.0
+# Root mean square between fingerprints, in grey levels.  Below the first are resized copies; what a CLIP model calls
+# equal must be below the second to be a near-duplicate, or else arrows up and down and faces in other moods are lost.
+SAME_PICTURE, ALIKE_PICTURE = 4.0, 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +143,7 @@ class _Chosen:
         for start in range(0, len(candidates), self.CHUNK):
             chunk = candidates[start : start + self.CHUNK]
             ids = [i for i, _ in chunk]
-            for (i, origin), vector, mark in zip(
-                chunk, self.store.vectors_of(ids).numpy(), self.store.fingerprints_of(ids)
-            ):
+            for (i, origin), vector, mark in zip(chunk, self.store.vectors_of(ids).numpy(), self.store.fingerprints_of(ids)):
                 if count == 0:
                     return
                 if self._is_duplicate(vector, mark):
