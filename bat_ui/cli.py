@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    except _Stopped:
+        return 128 + signal.SIGTERM
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,7 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
     build = _verb(verbs, "build-sticker", _build_sticker, "make the sticker backbone from the picture packages")
     build.add_argument("--minutes", nargs=3, type=float, metavar=("CLIP", "AUTOENCODER", "UNET"), help="of each stage")
     build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--compile", action="store_true", help="compile the UNet (needs a C++ compiler)")
     build.add_argument("--work", type=Path, default=Path("build/sticker"), help="where the stages keep their state")
     build.add_argument("--out", type=Path, help="where the weights go (default: assets/sticker)")
     build.add_argument("--snapshot", action="store_true", help="only write the weights as they are by now")
@@ -177,17 +178,17 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _build_sticker(args: argparse.Namespace) -> None:
     from bat_ui.backbones import ASSETS
-    from bat_ui.backbones.sticker.build import BuildSettings, build_sticker, export_snapshot
+    from bat_ui.backbones.sticker.build import BuildSettings, build_sticker, export
 
     out = args.out or ASSETS / "sticker"
     if args.snapshot:
-        return export_snapshot(args.work, out)
+        return export(args.work, out)
     minutes = args.minutes or (
         BuildSettings.clip_minutes,
         BuildSettings.autoencoder_minutes,
         BuildSettings.unet_minutes,
     )
-    build_sticker(BuildSettings(*minutes, seed=args.seed, compiled=args.compile), args.work, out)
+    build_sticker(BuildSettings(*minutes, seed=args.seed), args.work, out)
 
 
 def _prepare(args: argparse.Namespace):
@@ -229,8 +230,15 @@ def _draw(project, backbone, args: argparse.Namespace) -> None:
         line.run_generation(project, backbone, prompts, _settings(GenerationSettings, args), report)
 
 
+class _Stopped(Exception):
+    """A verb was asked to stop that has nothing to save."""
+
+
 class _Reporter:
-    """A Progress that draws bars on stderr and keeps the verb's status file; SIGTERM asks the verb to stop."""
+    """A Progress that draws bars on stderr and keeps the verb's status file; SIGTERM asks the verb to stop.
+
+    Training saves what it has and ends by itself; the other verbs are left at their next sign of progress.
+    """
 
     def __init__(self, project, verb: str):
         from bat_ui.project import StatusWriter
@@ -251,6 +259,8 @@ class _Reporter:
             self.bar.close()
         if kind is None:
             self.status.finish("done" if self.finished else "stopped")
+        elif issubclass(kind, _Stopped):
+            self.status.finish("stopped")
         elif issubclass(kind, UserError):
             self.status.finish("failed", str(problem))
         else:
@@ -263,6 +273,8 @@ class _Reporter:
                 self.bar.close()
             self.what, self.bar = what, tqdm(total=total, desc=what)
         self.bar.update(done - self.bar.n)
+        if self.verb != "train" and self.stop_asked():
+            raise _Stopped
 
     def stop_asked(self) -> bool:
         """True once the process got SIGTERM or the page left a stop file."""

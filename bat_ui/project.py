@@ -6,6 +6,7 @@ The folder is the only truth: the page, the command line and the workers hold no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from bat_ui.hardware import describe_hardware
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
@@ -38,6 +41,14 @@ class Project:
     @property
     def sketches(self) -> Path:
         return self.folder / "sketches.safetensors"
+
+    @property
+    def candidates(self) -> Path:
+        return self.folder / "candidates"
+
+    def candidate_picture(self, id: str) -> Path:
+        """The picture of a candidate, for people to look at; an id may hold what no file name can."""
+        return self.candidates / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.png"
 
     @property
     def lora(self) -> Path:
@@ -80,7 +91,7 @@ class Project:
         """Merge one stage's settings, times and losses into report.json."""
         report = read_json(self.report) or {}
         report["versions"] = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        report["machine"] = {"processor": platform.machine(), "cores": os.cpu_count()}
+        report["hardware"] = describe_hardware()
         report[part] = {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}
         write_json(self.report, report)
 
@@ -100,7 +111,7 @@ class StatusWriter:
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.time()
         if what != self.record.get("what"):
-            self.record |= {"what": what, "since": now}
+            self.record |= {"what": what, "since": now, "first": done}
         elif now - self._last < self.MIN_SECONDS and done < total:
             return
         self._last = now

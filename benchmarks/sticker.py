@@ -98,7 +98,8 @@ def main() -> None:
     shown, sheet = list(range(0, len(rows), max(len(rows) // 32, 1)))[:32], []
     for start in range(0, len(shown), 16):
         part = [rows[i] for i in shown[start : start + 16]]
-        sheet.append((f"training pictures: {', '.join(stickers[i].name for i in part)}"[:240], [data.render(stickers[i]) for i in part]))
+        names = ", ".join(stickers[i].name for i in part)
+        sheet.append((f"training pictures: {names}"[:180], [data.render(stickers[i]) for i in part]))
         sheet.append(("drawn from their captions", [drawn[i] for i in shown[start : start + 16]]))
     contact_sheet(sheet, cell=64).save(Path(record.DOCS) / "sticker.png")
     targets = {

@@ -43,7 +43,7 @@ def test_personalize_leaves_every_file_that_it_promises(finished):
     assert (out / "contact_sheet.png").is_file()
     report = json.loads((out / "report.json").read_text())
     assert report["training"]["steps"] == 4 and report["generation"]["seconds"]["with_adapter"] > 0
-    assert set(report) >= {"subject", "selection", "training", "generation", "versions", "machine"}
+    assert set(report) >= {"subject", "selection", "training", "generation", "versions", "hardware"}
 
 
 def test_the_adapter_loads_with_the_pipelines_own_loader(finished, tiny_backbone_folder):

@@ -9,6 +9,7 @@ import torch
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
 
+STICKER_TEMPLATE = "a sticker of {identifier} {class_noun}"
 ASSETS = Path(__file__).parents[2] / "assets"
 
 
@@ -32,7 +33,7 @@ def load_backbone(name: str = "sticker", device: str | torch.device | None = Non
         name=name,
         pipeline_folder=folder / "pipeline",
         clip_source=str(folder / "clip"),
-        caption_template="a sticker of {identifier} {class_noun}",
+        caption_template=STICKER_TEMPLATE,
         lora_targets=STICKER_LORA_TARGETS,
         device=torch.device(device or best_device()),
     )

@@ -57,9 +57,7 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
-def restore_checkpoint(
-    checkpoint: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> int:
+def restore_checkpoint(checkpoint: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Load weights and optimiser state in place and return the number of steps behind them."""
     state = load_file(checkpoint / STATE)
     moments = {}

@@ -20,7 +20,7 @@ def test_every_caption_word_and_the_identifier_is_one_token(tokenizer, word):
 
 
 def test_any_other_text_is_spelled_out_and_comes_back(tokenizer):
-    text = "zebra & ÿ?"
+    text = "zebra & ÿ"
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids).strip() == text

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +21,12 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from bat_ui.backbones.sticker import data
+from bat_ui.backbones.sticker.card import model_card
 from bat_ui.backbones.sticker.train_autoencoder import train_autoencoder
 from bat_ui.backbones.sticker.train_clip import normalize, text_encoder_of, tokenize, train_clip
 from bat_ui.backbones.sticker.train_unet import new_scheduler, new_unet, train_unet
+from bat_ui.hardware import describe_hardware
+from bat_ui.project import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +37,10 @@ STAGES = ("clip", "autoencoder", "unet")
 class BuildSettings:
     """Minutes of training for each stage, over all the times the build was started."""
 
-    clip_minutes: float = 22.0
-    autoencoder_minutes: float = 15.0
-    unet_minutes: float = 420.0
+    clip_minutes: float = 42.0
+    autoencoder_minutes: float = 12.0
+    unet_minutes: float = 480.0
     seed: int = 0
-    compiled: bool = False  # torch.compile for the UNet: needs a C++ compiler
 
 
 def build_sticker(settings: BuildSettings, work: Path, out: Path) -> None:
@@ -54,11 +55,8 @@ def build_sticker(settings: BuildSettings, work: Path, out: Path) -> None:
     styled = encode_captions(clip_folder, [s.caption for s in stickers])
     styleless = encode_captions(clip_folder, [data.caption_of(s.name) for s in stickers])
     empty = encode_captions(clip_folder, [""])[0]
-    unet = train_unet(
-        work / "unet", settings.unet_minutes, settings.seed, latents, styled, styleless, empty, settings.compiled
-    )
-    assemble(unet, work, out)
-    write_record(settings, work, out)
+    train_unet(work / "unet", settings.unet_minutes, settings.seed, latents, styled, styleless, empty)
+    export(work, out)
 
 
 def cached_pictures(stickers: list[data.Sticker], work: Path) -> np.ndarray:
@@ -114,28 +112,18 @@ def assemble(unet: UNet2DConditionModel, work: Path, out: Path) -> None:
     pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
 
 
-def export_snapshot(work: Path, out: Path) -> None:
-    """Assemble `out` from the averaged UNet of the latest checkpoint, while its training goes on."""
+def export(work: Path, out: Path) -> None:
+    """Write `out` from the averaged UNet of the latest checkpoint, finished or not, with its record and model card."""
     state = torch.load(work / "unet" / "state.pt", map_location="cpu", weights_only=True)
     config, _ = load_clip(work / "clip" / "export")
     unet = new_unet(config["text_cfg"]["width"])
     unet.load_state_dict(state["ema"])
     assemble(unet.eval(), work, out)
-
-
-def write_record(settings: BuildSettings, work: Path, out: Path) -> None:
-    """`build.json`: what was run, on what, and the last logged figures of each stage."""
-    last = {}
+    stages = {}
     for stage in STAGES:
         lines = (work / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        last[stage] = json.loads(lines[-1])
-    record = {
-        "settings": asdict(settings),
-        "sources": data.source_versions(),
-        "torch": torch.__version__,
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "stages": last,
-    }
-    (out / "build.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-
-
+        stages[stage] = json.loads(lines[-1])
+    record = {"stages": stages, "sources": data.source_versions()}
+    record |= {"hardware": describe_hardware(), "torch": torch.__version__}
+    write_json(out / "build.json", record)
+    (out / "README.md").write_text(model_card(record), encoding="utf-8")

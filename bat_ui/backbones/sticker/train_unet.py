@@ -16,7 +16,7 @@ from bat_ui.backbones.sticker.train_autoencoder import LATENT_CHANNELS
 from bat_ui.seeds import step_generator
 
 BATCH = 48
-LEARNING_RATE = 8e-4
+LEARNING_RATE = 1e-3
 STYLELESS, EMPTY = 0.05, 0.1  # part of the captions without the style, and without anything (for guidance)
 
 
@@ -26,12 +26,12 @@ def new_unet(text_width: int) -> UNet2DConditionModel:
         sample_size=16,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 192, 224),
+        block_out_channels=(64, 128, 256),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=text_width,
-        attention_head_dim=(2, 3, 4),
+        attention_head_dim=(2, 2, 4),
         addition_embed_type="text",
         addition_embed_type_num_heads=3,
         use_linear_projection=True,
@@ -59,9 +59,8 @@ def train_unet(
     styled: torch.Tensor,
     styleless: torch.Tensor,
     empty: torch.Tensor,
-    compiled: bool = False,
-) -> UNet2DConditionModel:
-    """Train for `minutes` in all, resuming from `folder`; returns the averaged UNet in float32.
+) -> None:
+    """Train for `minutes` in all, resuming from and leaving the state in `folder`.
 
     latents (n, c, 16, 16); styled and styleless (n, tokens, width): the captions' text states; empty (tokens, width).
     """
@@ -70,7 +69,6 @@ def train_unet(
     scheduler = new_scheduler()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     stage = Stage(folder, unet, optimizer, minutes, ema_decay=0.999)
-    forward = torch.compile(unet) if compiled else unet
     count, per_epoch = len(latents), len(latents) // BATCH
     for step in stage.steps():
         rng = step_generator(seed, step)
@@ -83,13 +81,12 @@ def train_unet(
         text = torch.where(kind > 1 - EMPTY, empty, text)
         noisy = scheduler.add_noise(latents[rows], noise, timesteps).contiguous(memory_format=torch.channels_last)
         target = scheduler.get_velocity(latents[rows], noise, timesteps)
-        loss = (forward(noisy, timesteps, text).sample - target).square().mean()
+        loss = (unet(noisy, timesteps, text).sample - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         stage.log(BATCH, loss=loss)
-    return stage.trained_model().eval()
 
 
 def stratified_timesteps(count: int, total: int, rng: torch.Generator) -> torch.Tensor:
