@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -113,20 +114,52 @@ def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) 
     return replace(choice, candidates=candidates, errors=errors, knee=int(selection.knee))
 
 
-def change(choice: Choice, *, drop: Iterable[str] = (), keep: Iterable[str] = (), sketches_path: Path) -> Choice:
-    """The choice after dropping and keeping pictures by hand; ranks and predictions follow at once where there are any.
+def judge(sketches_path: Path) -> tuple[Sketches, Assessment]:
+    """The sketches in a file and what was found out about them, kept in memory for as long as the file is the same.
 
-    Raises UserError for ids that are not candidates.
+    Raises UserError if there are none.
     """
-    drop, keep = set(drop), set(keep)
-    unknown = (drop | keep) - {c.id for c in choice.candidates}
+    if not sketches_path.is_file():
+        raise UserError("The sketches of this selection are missing: run the selection again.")
+    return _judged(sketches_path, sketches_path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _judged(sketches_path: Path, changed: int) -> tuple[Sketches, Assessment]:
+    sketches = load_sketches(sketches_path)
+    return sketches, assess(sketches)
+
+
+def revise(
+    choice: Choice, sketches_path: Path, *, dropped: Iterable[str], kept: Iterable[str], num_backbone: int | None
+) -> Choice:
+    """The choice with just these pictures dropped and kept by hand and this number; ranks and predictions follow at once.
+
+    Without a predicted-error curve `num_backbone` None leaves the number as it is.  Raises UserError for ids that are
+    not candidates.
+    """
+    dropped, kept = set(dropped), set(kept)
+    unknown = (dropped | kept) - {c.id for c in choice.candidates}
     if unknown:
         raise UserError(f"{sorted(unknown)[0]} is not among the candidates: choose one from the list.")
-    dropped = tuple(sorted((set(choice.dropped) | drop) - keep))
-    kept = tuple(sorted((set(choice.kept) | keep) - drop))
-    choice = replace(choice, dropped=dropped, kept=kept)
+    choice = replace(choice, dropped=tuple(sorted(dropped)), kept=tuple(sorted(kept)))
     if choice.rule in RULES:
-        sketches = load_sketches(sketches_path)
-        return apply_selection(choice, sketches, assess(sketches))
-    chosen = {c.id for c in choice.candidates if c.chosen} - drop | keep
-    return replace(choice, candidates=tuple(replace(c, chosen=c.id in chosen) for c in choice.candidates))
+        return apply_selection(replace(choice, num_backbone=num_backbone), *judge(sketches_path))
+    number = choice.num_backbone if num_backbone is None else num_backbone
+    chosen = {c.id for c in choice.candidates if c.rank and c.rank <= (number or 0)} - dropped | kept
+    candidates = tuple(replace(c, chosen=c.id in chosen) for c in choice.candidates)
+    return replace(choice, candidates=candidates, num_backbone=number)
+
+
+def toggle(choice: Choice, id: str, sketches_path: Path) -> Choice:
+    """The choice with one picture dropped if it was chosen, taken if it was not.
+
+    Where the rule by itself decides so, the picture is left to the rule again, so that two toggles change nothing.
+    """
+    wanted = id not in {c.id for c in choice.chosen}
+    dropped, kept = set(choice.dropped) - {id}, set(choice.kept) - {id}
+    free = revise(choice, sketches_path, dropped=dropped, kept=kept, num_backbone=choice.num_backbone)
+    if (id in {c.id for c in free.chosen}) == wanted:
+        return free
+    (kept if wanted else dropped).add(id)
+    return revise(choice, sketches_path, dropped=dropped, kept=kept, num_backbone=choice.num_backbone)

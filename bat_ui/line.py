@@ -88,6 +88,7 @@ def select(
         clock.lap("store")
         choose = {"albat": _choose_by_albat, "nearest": _choose_nearest, "random": _choose_at_random}[settings.rule]
         choice = choose(project, backbone, store, subject, settings, training, progress, clock)
+        _save_candidates(project, store, choice)
     choice.save(project.choice)
     project.add_to_report("selection", {"settings": settings, "chosen": len(choice.chosen), "seconds": clock.seconds})
     return choice
@@ -296,6 +297,14 @@ def _choose_at_random(project, backbone, store, subject, settings, training, pro
     )
     clock.lap("shortlist")
     return Choice("random", rows, number, store=store.info.title)
+
+
+def _save_candidates(project: Project, store: Store, choice: Choice) -> None:
+    shutil.rmtree(project.candidates, ignore_errors=True)
+    project.candidates.mkdir(parents=True)
+    ids = [c.id for c in choice.candidates]
+    for name, picture in zip(ids, store.pictures(ids)):
+        picture.save(project.candidate_picture(name))
 
 
 def _group_record(verdict: GroupVerdict) -> dict:

@@ -131,9 +131,7 @@ def check_class_noun(text: str) -> str:
     if not noun:
         raise UserError('The class noun is empty: say in a word or two what the subject is, such as "cat".')
     if len(noun) > 40 or not re.fullmatch(r"[^\W_](?:[^\W_]|[ '’-])*", noun):
-        raise UserError(
-            "The class noun must be at most 40 letters, digits, spaces, hyphens or apostrophes on one line."
-        )
+        raise UserError("The class noun must be at most 40 letters, digits, spaces, hyphens or apostrophes on one line.")
     return re.sub(" +", " ", noun)
 
 
@@ -204,9 +202,7 @@ def subject_warnings(subject: Subject) -> list[str]:
         twin = next((j for j in range(i) if look_the_same(subject.images[i], subject.images[j])), None)
         if twin is not None:
             said.append(f"{subject.names[i]} looks the same as {subject.names[twin]}: keep one of the two.")
-    for image, name, caption, flag in zip(
-        subject.images, subject.names, subject.captions, subject.cut_out, strict=True
-    ):
+    for image, name, caption, flag in zip(subject.images, subject.names, subject.captions, subject.cut_out, strict=True):
         if image.width < min(subject.size, 512) / 2:
             said.append(f"{name} is only {image.width} pixels wide once square: a larger one would show more detail.")
         if is_blurred(image):
