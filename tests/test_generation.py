@@ -1,0 +1,61 @@
+"""Samples: each from its own seed, the adapter only where it is asked for."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bat_ui.backbones import load_backbone
+from bat_ui.errors import UserError
+from bat_ui.generation import contact_sheet, generate
+from bat_ui.settings import GenerationSettings
+from bat_ui.training.lora import lora, save_lora
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone_folder):
+    return load_backbone(str(tiny_backbone_folder))
+
+
+QUICK = GenerationSettings(steps=2, seed=4)
+
+
+def same(a, b):
+    return np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+def test_a_sample_depends_on_its_own_seed_and_prompt_only(backbone):
+    both = generate(backbone, ["a sticker of cat", "a sticker of dog"], QUICK)
+    alone = generate(backbone, ["a sticker of dog"], GenerationSettings(steps=2, seed=5))
+    assert both[0].size == (64, 64)
+    assert same(both[1], alone[0]) and not same(both[0], both[1])
+
+
+def test_the_adapter_is_gone_after_its_samples(backbone, tmp_path):
+    with lora(backbone, 2, 0) as weights:
+        for p in weights.values():
+            p.data += 0.5
+        save_lora(backbone, tmp_path)
+    before = generate(backbone, ["cat"], QUICK)[0]
+    adapted = generate(backbone, ["cat"], QUICK, tmp_path)[0]
+    scaled = generate(backbone, ["cat"], GenerationSettings(steps=2, seed=4, adapter_scale=0.0), tmp_path)[0]
+    after = generate(backbone, ["cat"], QUICK)[0]
+    assert not same(before, adapted)
+    assert same(before, scaled) and same(before, after)
+
+
+@pytest.mark.parametrize("prompts", [[], ["  "], ["cat", ""]])
+def test_empty_prompts_are_refused(backbone, prompts):
+    with pytest.raises(UserError, match="prompt is empty"):
+        generate(backbone, prompts, QUICK)
+
+
+def test_a_missing_adapter_is_refused(backbone, tmp_path):
+    with pytest.raises(UserError, match="run the training first"):
+        generate(backbone, ["cat"], QUICK, tmp_path)
+
+
+def test_a_contact_sheet_shows_every_picture():
+    colors = ["red", "lime", "blue"]
+    rows = [("first", [Image.new("RGB", (8, 8), c) for c in colors[:2]]), ("second", [Image.new("RGB", (8, 8), "blue")])]
+    found = {color for _, color in contact_sheet(rows, 32).getcolors(100_000)}
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= found

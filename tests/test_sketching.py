@@ -1,0 +1,62 @@
+"""Sketches of the real model: the projection of explicit gradients of the backbone's own denoising loss."""
+
+import pytest
+import torch
+
+from bat_ui.albat.sketch import lora_layers, make_projection
+from bat_ui.backbones import load_backbone
+from bat_ui.seeds import step_generator
+from bat_ui.settings import SelectionSettings, TrainingSettings
+from bat_ui.sketching import sketch_candidates, sketch_images
+from bat_ui.training.loop import Encoded
+from bat_ui.training.lora import lora
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone_folder):
+    return load_backbone(str(tiny_backbone_folder))
+
+
+def pictures(count, seed):
+    rng = torch.Generator().manual_seed(seed)
+    return Encoded(torch.randn(count, 4, 16, 16, generator=rng), torch.randn(count, 24, 16, generator=rng))
+
+
+def test_a_sketched_gradient_is_the_projected_gradient_of_the_denoising_loss(backbone):
+    images, draw = pictures(2, 0), backbone.draw(3, step_generator(0, 1))
+    with lora(backbone, 2, 0) as weights:
+        rng = torch.Generator().manual_seed(1)
+        for p in weights.values():
+            p.data += 0.1 * torch.randn(p.shape, generator=rng)
+        projection = make_projection(backbone.unet, 32, 0)
+        found = sketch_images(backbone, images, torch.arange(2), draw, projection, 0, "gauss_newton", 0)
+        for i in range(2):
+            loss = 0
+            for t, noise in zip(*draw):
+                prediction, target = backbone.predict(
+                    images.latents[i : i + 1], images.states[i : i + 1], t[None], noise[None]
+                )
+                loss = loss + (prediction - target).square().mean() / 3
+            explicit = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
+            projected = 0
+            for layer in lora_layers(backbone.unet):
+                for name in (layer.a_weight, layer.b_weight):
+                    projected = projected + projection.apply(name, explicit[name].flatten()[None])
+            torch.testing.assert_close(found.gradients[i], projected[0], atol=1e-5, rtol=1e-3)
+            assert float(found.loss[i]) == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_a_candidates_sketch_does_not_depend_on_its_neighbours(backbone):
+    settings = SelectionSettings(draws=2, sketch_size=32)
+    training = TrainingSettings(steps=2, rank=2, batch_size=2)
+    everyone, subject = pictures(40, 0), pictures(2, 1)
+    vectors = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+
+    def sketch(rows):
+        part = Encoded(everyone.latents[rows], everyone.states[rows])
+        ids = tuple(f"c{i}" for i in rows)
+        return sketch_candidates(backbone, ids, vectors[rows], part, subject, settings, training, lambda *_: None)
+
+    whole, part = sketch(list(range(40))), sketch([35, 3])
+    torch.testing.assert_close(whole.gradients[[35, 3]], part.gradients, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(whole.curvature[[35, 3]], part.curvature, atol=1e-6, rtol=1e-3)
