@@ -114,7 +114,7 @@ def _add_settings(parser: argparse.ArgumentParser, *kinds: type) -> None:
     group = parser.add_argument_group("settings")
     for kind in kinds:
         for field in fields(kind):
-            name = _option(kind, field.name)
+            name = option_name(kind, field.name)
             if any(action.dest == name for action in group._group_actions):
                 continue
             default = field.default
@@ -128,12 +128,13 @@ def _add_settings(parser: argparse.ArgumentParser, *kinds: type) -> None:
             )
 
 
-def _option(kind: type, name: str) -> str:
+def option_name(kind: type, name: str) -> str:
+    """The option, with underscores, that sets the field `name` of the settings `kind`."""
     return "sampling_steps" if kind is GenerationSettings and name == "steps" else name
 
 
 def _settings(kind: type, args: argparse.Namespace):
-    return kind(**{field.name: getattr(args, _option(kind, field.name)) for field in fields(kind)})
+    return kind(**{field.name: getattr(args, option_name(kind, field.name)) for field in fields(kind)})
 
 
 def _personalize(args: argparse.Namespace) -> None:

@@ -10,18 +10,28 @@ import hashlib
 import json
 import os
 import platform
+import re
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import platformdirs
+
+from bat_ui.errors import UserError
 from bat_ui.hardware import describe_hardware
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 VERBS = ("select", "train", "generate")
 PACKAGES = ("torch", "diffusers", "peft", "open-clip-torch", "lancedb", "pillow")
+
+
+def data_folder(folder: str | Path | None = None) -> Path:
+    """Where projects and stores are kept: `folder`, else the variable BAT_UI_DATA, else the user's data folder."""
+    return Path(folder or os.environ.get("BAT_UI_DATA") or platformdirs.user_data_dir("bat-ui"))
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,26 @@ class Project:
         report["hardware"] = describe_hardware()
         report[part] = {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}
         write_json(self.report, report)
+
+
+def projects_folder() -> Path:
+    """Where the page keeps its projects, each in a folder named by its id."""
+    return data_folder() / "projects"
+
+
+def new_project() -> Project:
+    """An empty project under a random id, which only who made it knows."""
+    folder = projects_folder() / secrets.token_hex(8)
+    folder.mkdir(parents=True)
+    return Project(folder)
+
+
+def find_project(id: str) -> Project:
+    """The project with that id.  Raises UserError if there is none; an id is never taken for a path."""
+    folder = projects_folder() / id if re.fullmatch(r"[0-9a-f]{16}", id) else None
+    if folder is None or not folder.is_dir():
+        raise UserError("There is no such project: start a new one.")
+    return Project(folder)
 
 
 class StatusWriter:

@@ -57,7 +57,7 @@ class Subject:
         marker = folder / "subject.json"
         stale = set()
         if marker.exists():
-            stale = {name for name in _read_json(marker).get("names", []) if name == _plain(str(name))}
+            stale = {name for name in _read_json(marker).get("names", []) if name == plain_name(str(name))}
             marker.unlink()  # a half-written folder must not look complete
         for name in stale - set(self.names):
             for suffix in (".png", ".txt"):
@@ -83,7 +83,7 @@ class Subject:
             not isinstance(names, list)
             or not isinstance(flags, list)
             or not 1 <= len(names) == len(flags) <= MAX_PICTURES
-            or any(name != _plain(str(name)) for name in names)
+            or any(name != plain_name(str(name)) for name in names)
             or not isinstance(record.get("size"), int)
         ):
             raise UserError(f"The file subject.json in {shown_name(folder)} is damaged: prepare the pictures again.")
@@ -188,7 +188,7 @@ def prepare_subject(
             square = square.resize((size, size), Image.Resampling.LANCZOS)
         images.append(square)
         flags.append(flag)
-    return Subject(tuple(images), tuple(lines), _unique_names(paths), noun, identifier, tuple(flags), size)
+    return Subject(tuple(images), tuple(lines), unique_names(paths), noun, identifier, tuple(flags), size)
 
 
 def subject_warnings(subject: Subject) -> list[str]:
@@ -252,19 +252,20 @@ def _padded(image: Image.Image, side: int) -> Image.Image:
     return square
 
 
-def _unique_names(paths: list[Path]) -> tuple[str, ...]:
+def unique_names(paths: Sequence[Path], taken: Sequence[str] = ()) -> tuple[str, ...]:
+    """A plain name for each file, after its own, different from one another and from those taken."""
     names: list[str] = []
     for path in paths:
-        stem, number = _plain(path.stem), 1
+        stem, number = plain_name(path.stem), 1
         name = stem
-        while name.lower() in {taken.lower() for taken in names}:
+        while name.lower() in {other.lower() for other in (*taken, *names)}:
             number += 1
             name = f"{stem}-{number}"
         names.append(name)
     return tuple(names)
 
 
-def _plain(text: str) -> str:
+def plain_name(text: str) -> str:
     """A file name without surprises: letters, digits, dot, hyphen, underscore, not hidden, at most 56 characters."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:56].rstrip(".-") or "picture"
 

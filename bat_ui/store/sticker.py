@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import platformdirs
 from tqdm import tqdm
 
 from bat_ui.backbones.sticker import data
 from bat_ui.clip_space import ClipSpace
+from bat_ui.project import data_folder
 from bat_ui.store.table import SCHEMA, Row, Store, building_lock, read_info
 
 BATCH = 64
 SOURCES = {"flat": ("Twemoji", "CC BY 4.0"), "outlined": ("OpenMoji", "CC BY-SA 4.0")}
-
-
-def data_folder(folder: str | Path | None = None) -> Path:
-    """Where stores are kept: `folder`, else the environment variable BAT_UI_DATA, else the user's data folder."""
-    return Path(folder or os.environ.get("BAT_UI_DATA") or platformdirs.user_data_dir("bat-ui"))
 
 
 def open_sticker_store(clip: ClipSpace, progress: Callable = tqdm, folder: str | Path | None = None) -> Store:
