@@ -155,9 +155,7 @@ def rank_by_benefit(
     return Ranking(picks.ranked(), gains, errors)
 
 
-def _pick(
-    m: LowRank, rows: Tensor, started: Tensor, image: Tensor, own: Tensor, risk: Tensor, block: int
-) -> list[int]:
+def _pick(m: LowRank, rows: Tensor, started: Tensor, image: Tensor, own: Tensor, risk: Tensor, block: int) -> list[int]:
     """Plain greedy among p candidates, `block` of them added to m: rows, started (p, r, k), image (p, r, l), own (p, r, r)."""
     picked: list[int] = []
     taken = torch.zeros(len(rows), dtype=image.dtype, device=image.device)
@@ -240,7 +238,7 @@ def asymptotic_error(
 
 
 def design_weights(
-    chosen: Tensor, risk: Tensor, adaptation: Tensor, *, ridge: float, weight: float = 1.0, rounds: int = 20
+    chosen: Tensor, risk: Tensor, adaptation: Tensor, *, ridge: float, weight: float = 1.0, rounds: int = 10
 ) -> Tensor:
     """Sampling weights (m,), mean one, that lower tr(Q M) at the same total: multiplicative A-optimal design updates.
 

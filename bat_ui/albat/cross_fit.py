@@ -16,7 +16,7 @@ from bat_ui.albat.benefit import LowRank, Picks, Ranking
 from bat_ui.albat.validity import DOUBTFUL, HARMFUL, UNKNOWN, VALID
 
 T_VALUE = 2.0  # a score this many standard errors from zero decides
-FINE, POOL = 24, 64  # as in benefit, fewer: the scores' own noise outweighs the order inside a block
+FINE, POOL = 32, 64  # as in benefit, fewer: the scores' own noise outweighs the order inside a block
 SMALLEST = 3  # images: below, a group's score is one image's noise
 
 
@@ -110,7 +110,8 @@ def rank_by_score(
     """
     folds, _, size = judges.shape
     picks = Picks(len(curvature), allowed, forced, limit)
-    gradients, curvature = gradients[:, picks.places], curvature[picks.places]
+    # One row holds a candidate's gradients at all folds, so that scoring everyone is one matrix-vector product.
+    gradients, curvature = gradients[:, picks.places].transpose(0, 1).flatten(1), curvature[picks.places]
     truth = judges.mean(1)
     m = LowRank(adaptation.reshape(-1, size), ridge)
     pull, move, need = torch.zeros_like(truth), torch.zeros_like(truth), truth
@@ -118,13 +119,12 @@ def rank_by_score(
 
     def slopes(gradients: Tensor, curvature: Tensor) -> Tensor:
         reach = m.times(need)
-        slope = (gradients @ reach[:, :, None]).sum((0, 2))
-        return slope + ((curvature @ reach.T) * (curvature @ move.T)).sum((1, 2))
+        return gradients @ reach.flatten() + ((curvature @ reach.T) * (curvature @ move.T)).sum((1, 2))
 
     def advance(picked: Tensor) -> None:
         nonlocal pull, move, need
         m.add(curvature[picked].reshape(-1, size) * weight**0.5)
-        pull = pull + weight * gradients[:, picked].sum(1)
+        pull = pull + weight * gradients[picked].sum(0).view(folds, size)
         move = -m.times(pull)
         seen = move @ risk.T
         need = truth + seen @ risk
@@ -139,7 +139,7 @@ def rank_by_score(
             advance(slope.topk(block).indices)
             continue
         near = slope.topk(min(max(pool, block), int(mask.sum()))).indices
-        near_gradients, near_curvature = gradients[:, near], curvature[near]
+        near_gradients, near_curvature = gradients[near], curvature[near]
         taken = torch.zeros(len(near), dtype=slope.dtype, device=slope.device)
         for _ in range(block):
             i = int((slopes(near_gradients, near_curvature) + taken).argmax())

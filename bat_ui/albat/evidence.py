@@ -7,6 +7,7 @@ likewise, and delta = ridge / sigma^2. Every group is decomposed once; any lam a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,14 +52,14 @@ class Likelihood:
         total = scale.log() + self.squares / (noise * scale)
         return -0.5 * (total.sum(-1) + len(self.slopes) * torch.as_tensor(noise).double().log() + self.constant)
 
-    def grid(self, noise: float) -> Tensor:
+    def grid(self, noise: float, steps: int = 400) -> Tensor:
         """Zero and a logarithmic grid that surely holds the maximum: no term can rise beyond (square/noise - 1)/slope."""
         if len(self.slopes) == 0:
             return torch.zeros(1, dtype=torch.float64)
         low = 1e-3 / self.slopes.max()
         high = torch.maximum(((self.squares / noise - 1) / self.slopes).max(), 1 / self.slopes.max()) * 1e3
-        steps = torch.linspace(low.log().item(), high.log().item(), 400, dtype=torch.float64).exp()
-        return torch.cat([steps.new_zeros(1), steps])
+        values = torch.linspace(low.log().item(), high.log().item(), steps, dtype=torch.float64).exp()
+        return torch.cat([values.new_zeros(1), values])
 
     def maximise(self, noise: float) -> float:
         """The lam >= 0 of highest likelihood: the best grid point, refined twice around it."""
@@ -119,11 +120,10 @@ def noise_scale(likelihoods: list[Likelihood]) -> float:
     Directions in which a group's curvature is small carry noise alone, so the noise stays apart from disagreement.
     """
     sizes = [x.squares.mean().item() for x in likelihoods if len(x.squares)]
-    low, high = 1e-6 * min(sizes), 2 * max(sizes)
-    grid = torch.linspace(torch.tensor(low).log().item(), torch.tensor(high).log().item(), 60).double().exp()
+    grid = torch.linspace(math.log(1e-6 * min(sizes)), math.log(2 * max(sizes)), 30, dtype=torch.float64).exp()
 
     def profile(noise: float) -> float:
-        return sum(x(x.grid(noise), noise).max().item() for x in likelihoods)
+        return sum(x(x.grid(noise, 80), noise).max().item() for x in likelihoods)
 
     noise = max(grid.tolist(), key=profile)
     count = sum(len(x.squares) for x in likelihoods)
@@ -133,25 +133,44 @@ def noise_scale(likelihoods: list[Likelihood]) -> float:
     return noise
 
 
-def prior_ridge(
-    gradients: Tensor, curvatures: list[Tensor], noise: float, rest: list[Tensor] | None = None
-) -> float:
-    """The ridge delta sigma^2 by maximum marginal likelihood of adaptation gradients (theory.md, Words: C).
+@dataclass(frozen=True)
+class Observed:
+    """A summed gradient (k,) and the spectrum of its curvature; rest: for left-out images, the curvature vectors (..., k)
+    of the images that its surrogate was trained on."""
 
-    gradients (f, k): summed gradients, curvatures: for each the vectors (..., k) of its curvature. With rest None they are
-    gradients where the prior is centred (the untrained adapter) and G ~ N(0, noise [H + H H / ridge]). With rest they are
-    left-out images at surrogates trained on the rest: C = (H_rest + ridge I)^-1, the vectors of H_rest in rest.
+    gradient: Tensor
+    curvature: Spectrum
+    rest: Tensor | None = None
+
+
+def estimate_scales(
+    pool: list[Observed], adaptation: Tensor, starts: list[Observed], judges: list[Observed]
+) -> tuple[float, float]:
+    """(sigma^2, ridge = delta sigma^2) by maximum marginal likelihood (theory.md, Words: C).
+
+    pool: the candidates' groups at the surrogate, each with its own best lam; adaptation (..., k): curvature vectors there.
+    starts: subject images where the prior is centred (the untrained adapter): G ~ N(0, sigma^2 [H + H H / ridge]).
+    judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. Both may be empty: the
+    groups that agree best already show how far the truth lies in directions that the subject's images leave open. The
+    ridge is the best of a grid of half decades, refined once to tenths.
     """
-    spectra = [spectrum(vectors) for vectors in curvatures]
-    largest = max(s.values.max().item() for s in spectra)
-    if rest is None:
-        starts = [likelihood(g, s, None) for g, s in zip(gradients, spectra)]
-        grid = torch.logspace(-6, 6, 241, dtype=torch.float64) / largest
-        total = torch.stack([x(grid, noise) for x in starts]).sum(0)
-        return 1 / grid[int(total.argmax())].item()
     zero = torch.zeros((), dtype=torch.float64)
-    scores = []
-    for ridge in (torch.logspace(-6, 3, 37, dtype=torch.float64) * largest).tolist():
-        terms = [likelihood(g, s, posterior(v, ridge))(zero, noise).item() for g, s, v in zip(gradients, spectra, rest)]
-        scores.append((sum(terms), ridge))
-    return max(scores)[1]
+    largest = spectrum(adaptation).values.max().item()
+
+    def score(exponent: float) -> tuple[float, float, float]:
+        ridge = largest * 10**exponent
+        covariance = posterior(adaptation, ridge)
+        found = [likelihood(o.gradient, o.curvature, covariance) for o in pool]
+        noise = noise_scale(found)
+        total = sum(x(torch.tensor(x.maximise(noise), dtype=torch.float64), noise).item() for x in found)
+        for o in starts:
+            total += likelihood(o.gradient, o.curvature, None)(zero + 1 / ridge, noise).item()
+        for o in judges:
+            total += likelihood(o.gradient, o.curvature, posterior(o.rest, ridge))(zero, noise).item()
+        return total, noise, ridge
+
+    exponents = [i / 2 for i in range(-10, 3)]
+    scores = {e: score(e) for e in exponents}
+    best = max(scores, key=lambda e: scores[e][0])
+    scores |= {best + step / 10: score(best + step / 10) for step in (-4, -2, 2, 4)}
+    return max(scores.values())[1:]

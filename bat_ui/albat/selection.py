@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bat_ui.albat.benefit import Ranking, design_weights, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
-from bat_ui.albat.evidence import likelihood, noise_scale, posterior, prior_ridge, spectrum
+from bat_ui.albat.evidence import Observed, estimate_scales, spectrum
 from bat_ui.albat.validity import DOUBTFUL, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
@@ -30,7 +30,8 @@ class Sketches:
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
     risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: the candidates' mean.
-    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for the prior's strength.
+    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for the prior's strength
+    (it is also read off the groups, so these may be missing).
     judges (f, d, k), judge_curvature (f, s, k): left-out subject images at each fold's surrogate, in d draws that are
     independent of the candidates', and vectors of their summed curvature; fold_gradients (f, n, k): the candidates there.
     Judges' gradients and curvature are SUMS over the fold's left-out images. Parts that a rule does not use may be empty.
@@ -117,27 +118,22 @@ class Selection:
 def assess(sketches: Sketches) -> Assessment:
     """Estimate sigma^2 and the ridge by marginal likelihood, and judge every group: seconds, once for a set of sketches.
 
-    The ridge comes from the subject images at the untrained adapter or, where these are missing, from the left-out images;
-    noise and ridge are estimated in turn until they agree. Raises UserError if the sketches hold neither.
+    Raises UserError if a number is not finite.
     """
     s = sketches
-    if not len(s.start_gradients) and not len(s.judges):
-        raise UserError("The sketches hold no subject images to learn the prior from: sketch the subject again.")
-    if not torch.isfinite(s.gradients).all() or not torch.isfinite(s.curvature).all():
-        raise UserError("Some sketches are not finite numbers: train the surrogate with a smaller learning rate.")
+    for field in fields(s)[1:]:
+        if not torch.isfinite(getattr(s, field.name)).all():
+            raise UserError("Some sketches are not finite numbers: train the surrogate with a smaller learning rate.")
     labels = torch.unique(s.groups)
-    pool = [(s.gradients[s.groups == g].double().sum(0), spectrum(s.curvature[s.groups == g])) for g in labels]
-    ridge = s.adaptation_curvature.double().square().sum().item() / s.gradients.shape[1]
-    for _ in range(3):
-        covariance = posterior(s.adaptation_curvature, ridge)
-        noise = noise_scale([likelihood(g, h, covariance) for g, h in pool])
-        if len(s.start_gradients):
-            total = s.start_gradients.double().sum(0)[None]
-            ridge = prior_ridge(total, [s.start_curvature], noise)
-        else:
-            # A fold's surrogate saw the other folds' images: their curvature, each at its own surrogate.
-            rest = [torch.cat([c for j, c in enumerate(s.judge_curvature) if j != f]) for f in range(len(s.judges))]
-            ridge = prior_ridge(s.judges.mean(1), list(s.judge_curvature), noise, rest)
+    pool = [Observed(s.gradients[s.groups == g].sum(0), spectrum(s.curvature[s.groups == g])) for g in labels]
+    starts = [Observed(s.start_gradients.sum(0), spectrum(s.start_curvature))] if len(s.start_gradients) else []
+    judges = [
+        # A fold's surrogate saw the other folds' images; their curvature is at hand from their own surrogates.
+        Observed(s.judges[f].mean(0), spectrum(c), torch.cat([s.judge_curvature[:f], s.judge_curvature[f + 1 :]]))
+        for f, c in enumerate(s.judge_curvature)
+        if len(s.judge_curvature) > 1
+    ]
+    _, ridge = estimate_scales(pool, s.adaptation_curvature, starts, judges)
     validity = group_disagreement(s.gradients, s.curvature, s.groups, s.adaptation_curvature, ridge=ridge)
     if not len(s.judges):
         return Assessment(validity.noise, ridge, validity, None, ())
@@ -190,9 +186,7 @@ def select(
     chosen, weights = ranking.order[:take], None
     if weighted and take:
         adaptation = s.adaptation_curvature.flatten(0, 1)
-        weights = design_weights(
-            s.curvature[chosen], _risk(s), adaptation, ridge=assessment.ridge, weight=weight
-        ).numpy()
+        weights = design_weights(s.curvature[chosen], _risk(s), adaptation, ridge=assessment.ridge, weight=weight).numpy()
     return Selection(
         rule=rule,
         order=ranking.order.numpy(),

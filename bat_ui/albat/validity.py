@@ -84,8 +84,8 @@ def group_disagreement(
     The first round judges each group from the surrogate alone. Each further one judges it from a surrogate refit to the
     adaptation and to all other groups, these weighed by their own lam: (H^-1 + lam I)^-1. Refits are Newton steps.
 
-    Verdict: too small to judge if even ten times the tolerance could not show; valid if lam_j delta <= tolerance; harmful
-    if its whole interval lies above; else doubtful.
+    Verdict: harmful if the whole interval of lam_j delta lies above the tolerance; else too small to judge if even ten
+    times the tolerance could not show; else valid if lam_j delta <= tolerance; else doubtful.
     """
     labels = [int(g) for g in torch.unique(groups)]
     members = [groups == g for g in labels]
@@ -119,12 +119,17 @@ def group_disagreement(
         ends = torch.tensor([peak, 0.0], dtype=torch.float64)
         best, none = found[j](ends, noise).tolist()
         power = found[j].power(10 * tolerance / ridge)
-        verdict = VALID if peak * ridge <= tolerance else HARMFUL if low * ridge > tolerance else DOUBTFUL
+        if low * ridge > tolerance:
+            verdict = HARMFUL
+        elif power < POWER:
+            verdict = UNKNOWN
+        else:
+            verdict = VALID if peak * ridge <= tolerance else DOUBTFUL
         verdicts.append(
             GroupVerdict(
                 group=label,
                 size=int(members[j].sum()),
-                verdict=UNKNOWN if power < POWER else verdict,
+                verdict=verdict,
                 disagreement=peak * ridge,
                 interval=(low * ridge, high * ridge),
                 evidence=best - none,

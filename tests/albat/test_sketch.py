@@ -96,12 +96,12 @@ def test_curvature_vectors_average_to_the_gauss_newton_matrix():
     batch, projection = data(model, images=2), make_projection(model, 24, seed=3)
     matrix, weights = explicit(model, projection)
     _, exact = jacobians(model, weights, batch, 2, 3)
-    u = sketch(model, predictor(model), batch, torch.arange(2), projection, draws=3, vectors=1500).curvature
+    u = sketch(model, predictor(model), batch, torch.arange(2), projection, draws=3, vectors=200).curvature
     estimate, wanted = u.mT @ u, matrix @ exact @ matrix.T
     error = (estimate - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
-    assert error.max() < 0.15
+    assert error.max() < 0.3
     trace = torch.einsum("brk,brk->b", u, u) / wanted.diagonal(dim1=1, dim2=2).sum(1)
-    assert (trace - 1).abs().max() < 0.05
+    assert (trace - 1).abs().max() < 0.12
 
 
 def test_fisher_vectors_are_signed_sums_of_the_draws_gradients():
@@ -133,7 +133,7 @@ def test_projection_keeps_inner_products_without_bias_and_with_variance_of_one_o
     count = sum(layer.a.weight.numel() + layer.b.weight.numel() for layer in lora_layers(model))
     x, y = torch.randn(2, count, generator=torch.Generator().manual_seed(1))
     products = []
-    for seed in range(1000):
+    for seed in range(300):
         projection = make_projection(model, size, seed)
         rows, start = 0, 0
         for name, (_, sign) in projection.tables.items():
@@ -142,9 +142,9 @@ def test_projection_keeps_inner_products_without_bias_and_with_variance_of_one_o
         products.append(rows[0] @ rows[1])
     products = torch.stack(products)
     spread = products.std()
-    assert abs(products.mean() - x @ y) < 4 * spread / 1000**0.5
+    assert abs(products.mean() - x @ y) < 4 * spread / 300**0.5
     dense = ((x @ x * (y @ y) + (x @ y) ** 2) / size).sqrt()
-    assert spread < 1.1 * dense
+    assert spread < 1.15 * dense
 
 
 def test_a_shard_gives_the_rows_of_the_whole_and_another_seed_other_cotangents():
@@ -184,9 +184,7 @@ def test_a_bfloat16_model_gives_float32_sketches_near_the_float32_ones():
     model = adapted()
     batch, projection = data(model), make_projection(model, 32, seed=0)
     full = sketch(model, predictor(model), batch, torch.arange(5), projection, draws=3)
-    half = sketch(
-        model.bfloat16(), predictor(model), [t.bfloat16() for t in batch], torch.arange(5), projection, draws=3
-    )
+    half = sketch(model.bfloat16(), predictor(model), [t.bfloat16() for t in batch], torch.arange(5), projection, draws=3)
     assert half.gradients.dtype == half.curvature.dtype == torch.float32
     for a, b in ((full.gradients, half.gradients), (full.curvature, half.curvature)):
         assert (a - b).norm() < 0.05 * a.norm()

@@ -1,0 +1,111 @@
+"""The selection as a whole: saved and loaded, pruned and added to, its rules and its sentences."""
+
+import numpy as np
+import pytest
+import torch
+
+from bat_ui.albat.selection import RULES, Sketches, assess, make_sketches, select
+from bat_ui.errors import UserError
+
+
+def fit(x, y):
+    """Ridge regression under noise 0.3 and a prior of one."""
+    return torch.linalg.solve(x.T @ x + 0.09 * torch.eye(x.shape[1]), x.T @ y)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Three groups in ten dimensions: one that agrees with the subject's truth, one that does not, one of two images."""
+    g = torch.Generator().manual_seed(0)
+    truth, away = torch.randn(2, 10, generator=g)
+    seen = torch.randn(12, 10, generator=g) * torch.linspace(1, 0.1, 10)
+    wanted = seen @ truth + 0.3 * torch.randn(12, generator=g)
+    rest = [torch.tensor([j for j in range(12) if j != i]) for i in range(12)]
+    folds = torch.stack([fit(seen[r], wanted[r]) for r in rest])
+    groups = torch.tensor([0] * 50 + [1] * 50 + [2] * 2)
+    x = torch.randn(102, 10, generator=g) * torch.where(groups == 2, 0.01, 1.0)[:, None]
+    y = (x * (truth + 2 * away * (groups == 1)[:, None])).sum(1) + 0.3 * torch.randn(102, generator=g)
+    return make_sketches(
+        tuple(f"image {i}" for i in range(102)), groups, x * (x @ fit(seen, wanted) - y)[:, None], x[:, None],
+        seen[:, None], risk=torch.eye(10), start_gradients=-seen * wanted[:, None], start_curvature=seen[:, None],
+        judges=(seen * ((seen * folds).sum(1) - wanted)[:, None])[:, None], judge_curvature=seen[:, None],
+        fold_gradients=torch.stack([x * (x @ f - y)[:, None] for f in folds]),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def assessed(made):
+    return assess(made)
+
+
+def test_sketches_survive_the_way_through_arrays(made):
+    back = Sketches.from_arrays(made.to_arrays())
+    assert back.ids == made.ids
+    for name in made.to_arrays():
+        if name != "ids":
+            assert torch.equal(getattr(back, name), getattr(made, name))
+    named = make_sketches(("ä", "b"), *(t[:2] for t in (made.groups, made.gradients, made.curvature)), made.curvature[:1])
+    assert Sketches.from_arrays(named.to_arrays()).ids == ("ä", "b")
+
+
+def test_albat_takes_only_the_group_that_agrees(made, assessed):
+    assert assessed.verdicts("albat") == {0: "valid", 1: "harmful", 2: "too small to judge"}
+    selection = select(made, assessed, "albat", 12)
+    assert len(selection.chosen) == 12
+    assert all(int(name.split()[1]) < 50 for name in selection.chosen)
+    assert np.all(selection.gains > 0)
+    assert selection.errors[12] < 0.5 * selection.errors[0]
+    assert 0 < selection.knee < 50
+
+
+def test_every_rule_gives_a_nested_order_without_repeats(made, assessed):
+    for rule in RULES:
+        one, two = (select(made, assessed, rule, m) for m in (5, 9))
+        assert one.chosen == two.chosen[:5]
+        assert len(set(one.order.tolist())) == len(one.order)
+
+
+def test_excluded_images_never_come_and_forced_ones_always_do(made, assessed):
+    plain = select(made, assessed, "albat", 10)
+    for rule in RULES:
+        selection = select(made, assessed, rule, 10, excluded=plain.chosen[:3], forced=("image 60", "image 101"))
+        assert set(selection.chosen[:2]) == {"image 60", "image 101"}
+        assert not set(selection.chosen) & set(plain.chosen[:3])
+    again = select(made, assessed, "albat", 10, excluded=(plain.chosen[-1],))
+    assert again.chosen[:9] == plain.chosen[:9]  # images ahead of the one dropped stay
+
+
+def test_forcing_an_image_of_a_harmful_group_raises_the_predicted_error(made, assessed):
+    plain = select(made, assessed, "albat", 10)
+    forced = select(made, assessed, "albat", 10, forced=tuple(f"image {i}" for i in range(60, 66)))
+    assert forced.errors[10] > plain.errors[10]
+
+
+def test_the_cross_fitted_rule_sees_that_the_harmful_group_pulls_away(made, assessed):
+    by_group = {g.group: g.score for g in assessed.scored_groups}
+    assert by_group[0] > 0
+    assert by_group[0] > by_group[1]
+
+
+def test_weights_have_mean_one_and_seeds_change_only_the_random_order(made, assessed):
+    selection = select(made, assessed, "albat", 12, weighted=True)
+    assert selection.weights.shape == (12,)
+    assert abs(selection.weights.mean() - 1) < 1e-5
+    random = [select(made, assessed, "without_benefit", 10, seed=s).chosen for s in (0, 0, 1)]
+    assert random[0] == random[1] != random[2]
+    assert all(int(name.split()[1]) < 50 for name in random[0])
+
+
+def test_mistakes_are_answered_with_a_sentence(made, assessed):
+    with pytest.raises(UserError, match="no selection rule"):
+        select(made, assessed, "best")
+    with pytest.raises(UserError, match="not among the candidates"):
+        select(made, assessed, excluded=("nobody",))
+    with pytest.raises(UserError, match="both excluded and added"):
+        select(made, assessed, excluded=("image 1",), forced=("image 1",))
+    without = make_sketches(made.ids, made.groups, made.gradients, made.curvature, made.adaptation_curvature)
+    with pytest.raises(UserError, match="left-out"):
+        select(without, assess(without), "cross_fit")
+    broken = make_sketches(made.ids, made.groups, made.gradients * float("nan"), made.curvature, made.adaptation_curvature)
+    with pytest.raises(UserError, match="not finite"):
+        assess(broken)

@@ -1,0 +1,140 @@
+"""The product's own functions in the worlds of the linear-Gaussian check of theory.md, whose truth is known.
+
+A subject has unknown parameters phi*; six adaptation samples see few directions; the pool holds six groups of 100 samples:
+two agree with phi*, four disagree by 0.15, 0.4, 1 and 2. Outputs are scalar, so a sample's gradient is x * residual and its
+curvature vector x. The adapter is then fit on adaptation + picked samples; its error is (phi - phi*)' Q (phi - phi*).
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from bat_ui.albat.selection import Assessment, assess, make_sketches, select
+from bat_ui.albat.validity import group_disagreement
+
+SIZE, ADAPT, POOL, M, SIGMA, TAU = 40, 6, 600, 40, 0.5, 1.0
+DISAGREEMENT = (0.0, 0.0, 0.15, 0.4, 1.0, 2.0)
+IDS = tuple(str(i) for i in range(POOL))
+
+
+def world(rng):
+    phi = rng.normal(size=SIZE) * TAU
+    test_scale = np.r_[np.full(16, 1.0), np.full(SIZE - 16, 0.15)]
+    seen_scale = np.r_[np.full(8, 1.0), np.full(8, 0.3), np.full(SIZE - 16, 0.02)]
+    xa = rng.normal(size=(ADAPT, SIZE)) * seen_scale
+    ya = xa @ phi + SIGMA * rng.normal(size=ADAPT)
+    x, y = [], []
+    for size in DISAGREEMENT:
+        count = POOL // len(DISAGREEMENT)
+        xk = rng.normal(size=SIZE) * 0.3 + rng.normal(size=(count, SIZE)) * rng.uniform(0, 1, SIZE) ** 3 * 1.2
+        x.append(xk)
+        y.append(xk @ (phi + rng.normal(size=SIZE) * size) + SIGMA * rng.normal(size=count))
+    group = np.repeat(np.arange(len(DISAGREEMENT)), POOL // len(DISAGREEMENT))
+    return phi, np.diag(test_scale**2), xa, ya, np.concatenate(x), np.concatenate(y), group
+
+
+def fit(x, y):
+    """Posterior mean of phi under the prior N(0, TAU^2) and noise SIGMA."""
+    return np.linalg.solve(x.T @ x / SIGMA**2 + np.eye(SIZE) / TAU**2, x.T @ y) / SIGMA**2
+
+
+def sketches_of(q, xa, ya, x, y, group):
+    """What a perfect sketch (the identity) would hold, with leave-one-out surrogates as folds."""
+    surrogate, t = fit(xa, ya), torch.from_numpy
+    rest = [np.delete(np.arange(ADAPT), i) for i in range(ADAPT)]
+    folds = [fit(xa[r], ya[r]) for r in rest]
+    return make_sketches(
+        IDS,
+        t(group),
+        t(x * (x @ surrogate - y)[:, None]),
+        t(x)[:, None],
+        t(xa)[:, None],
+        risk=t(np.sqrt(q)),
+        start_gradients=t(-xa * ya[:, None]),
+        start_curvature=t(xa)[:, None],
+        judges=t(np.stack([xa[i] * (xa[i] @ f - ya[i]) for i, f in enumerate(folds)]))[:, None],
+        judge_curvature=t(xa)[:, None],
+        fold_gradients=t(np.stack([x * (x @ f - y)[:, None] for f in folds])),
+    )
+
+
+def assessment_of(sketches, known):
+    """Estimated scales and verdicts, or those at the world's true noise and prior."""
+    if not known:
+        return assess(sketches)
+    ridge = SIGMA**2 / TAU**2
+    validity = group_disagreement(
+        sketches.gradients, sketches.curvature, sketches.groups, sketches.adaptation_curvature, ridge=ridge, noise=SIGMA**2
+    )
+    return Assessment(SIGMA**2, ridge, validity, None, ())
+
+
+def errors_of(rules, worlds, known):
+    rng, errors = np.random.default_rng(1), {rule: [] for rule in ("none", *rules)}
+    for _ in range(worlds):
+        phi, q, xa, ya, x, y, group = world(rng)
+        sketches = sketches_of(q, xa, ya, x, y, group)
+        assessment = assessment_of(sketches, known)
+        for rule in ("none", *rules):
+            chosen = [] if rule == "none" else [int(i) for i in select(sketches, assessment, rule, M).chosen]
+            f = fit(np.r_[xa, x[chosen]], np.r_[ya, y[chosen]])
+            errors[rule].append((f - phi) @ q @ (f - phi))
+        # The published check draws its two random rules from the same stream; so do we, to meet the same worlds.
+        rng.choice(POOL, M, replace=False)
+        rng.choice(np.flatnonzero(group < 2), M, replace=False)
+    return {rule: np.array(e) for rule, e in errors.items()}
+
+
+def standard_error(errors):
+    return errors.std() / len(errors) ** 0.5
+
+
+@pytest.mark.slow
+def test_sixty_worlds_give_the_published_table():
+    errors = errors_of(("albat", "without_validity"), 60, known=True)
+    assert abs(errors["none"].mean() - 10.30) < 0.01  # the same worlds, so no sampling error
+    assert abs(errors["albat"].mean() - 1.15) < 0.08
+    assert not (errors["albat"] > errors["none"]).any()
+    assert errors["without_validity"].mean() > errors["none"].mean()
+
+
+@pytest.mark.slow
+def test_estimated_noise_and_prior_cost_little_in_sixty_worlds():
+    errors = errors_of(("albat",), 60, known=False)
+    assert errors["albat"].mean() < 1.15 + 0.08 + 2 * standard_error(errors["albat"])
+    assert not (errors["albat"] > errors["none"]).any()
+
+
+def test_a_few_worlds_lie_near_the_published_table_and_none_is_made_worse():
+    errors = errors_of(("albat",), 10, known=True)
+    assert abs(errors["albat"].mean() - 1.15) < 3 * standard_error(errors["albat"])
+    assert abs(errors["none"].mean() - 10.30) < 3 * standard_error(errors["none"])
+    assert not (errors["albat"] > errors["none"]).any()
+
+
+def test_estimated_scales_lie_near_the_truth_and_selection_still_helps():
+    rng, ratios = np.random.default_rng(5), []
+    for _ in range(3):
+        phi, q, xa, ya, x, y, group = world(rng)
+        sketches = sketches_of(q, xa, ya, x, y, group)
+        assessment = assess(sketches)
+        chosen = [int(i) for i in select(sketches, assessment, "albat", M).chosen]
+        before, after = (fit(np.r_[xa, x[c]], np.r_[ya, y[c]]) - phi for c in ([], chosen))
+        assert after @ q @ after < before @ q @ before
+        ratios.append((assessment.noise / SIGMA**2, assessment.ridge / (SIGMA**2 / TAU**2)))
+    noise, ridge = np.exp(np.log(ratios).mean(0))
+    assert 0.75 < noise < 1.33
+    assert 0.5 < ridge < 2
+
+
+def test_the_predicted_error_of_valid_groups_is_the_measured_one():
+    rng, predicted, measured = np.random.default_rng(3), [], []
+    for _ in range(8):
+        phi, q, xa, ya, x, y, group = world(rng)
+        sketches = sketches_of(q, xa, ya, x, y, group)
+        selection = select(sketches, assessment_of(sketches, known=True), "albat", M)
+        chosen = [int(i) for i in selection.chosen]
+        difference = fit(np.r_[xa, x[chosen]], np.r_[ya, y[chosen]]) - phi
+        predicted.append(selection.errors[M])
+        measured.append(difference @ q @ difference)
+    assert abs(np.mean(measured) - np.mean(predicted)) < 3 * standard_error(np.array(measured))

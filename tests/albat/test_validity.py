@@ -1,0 +1,145 @@
+"""lam_j against dense matrices and brute grids; clusters; verdicts."""
+
+import pytest
+import torch
+
+from bat_ui.albat.evidence import Observed, estimate_scales, likelihood, posterior, spectrum
+from bat_ui.albat.validity import HARMFUL, UNKNOWN, VALID, cluster, group_disagreement
+
+
+def draw(seed, size=12, count=30, rank=2, lam=0.3, noise=0.5, ridge=0.4):
+    """Curvature vectors, adaptation and a summed gradient drawn from the model itself, in units where C is over noise."""
+    g = torch.Generator().manual_seed(seed)
+    adaptation = torch.randn(4, size, generator=g, dtype=torch.float64)
+    u = torch.randn(count, rank, size, generator=g, dtype=torch.float64) * torch.logspace(0, -1, size)
+    h = u.flatten(0, 1).T @ u.flatten(0, 1)
+    c = torch.linalg.inv(adaptation.T @ adaptation + ridge * torch.eye(size))
+    cov = noise * (h + h @ (c + lam * torch.eye(size)) @ h)
+    gradient = torch.linalg.cholesky(cov) @ torch.randn(size, generator=g, dtype=torch.float64)
+    return adaptation, u, h, c, gradient
+
+
+def dense_log(gradient, h, c, lam, noise):
+    cov = noise * (h + h @ (c + lam * torch.eye(len(h))) @ h)
+    return torch.distributions.MultivariateNormal(torch.zeros(len(h), dtype=torch.float64), cov).log_prob(gradient).item()
+
+
+@pytest.mark.parametrize("with_covariance", [True, False])
+def test_the_likelihood_is_the_dense_gaussian_up_to_one_constant(with_covariance):
+    _, u, h, c, gradient = draw(0)
+    c = c if with_covariance else torch.zeros_like(c)
+    fast = likelihood(gradient, spectrum(u), c if with_covariance else None)
+    offsets = [
+        fast(torch.tensor(lam).double(), noise).item() - dense_log(gradient, h, c, lam, noise)
+        for lam, noise in ((0.0, 0.5), (0.1, 0.5), (3.0, 0.5), (0.1, 2.0), (1.0, 0.01))
+    ]
+    assert max(offsets) - min(offsets) < 1e-6
+
+
+def test_the_best_lam_is_that_of_a_brute_grid_of_dense_matrices():
+    for seed in range(4):
+        adaptation, u, h, c, gradient = draw(seed)
+        peak = likelihood(gradient, spectrum(u), c).maximise(0.5)
+        grid = torch.cat([torch.zeros(1), torch.logspace(-4, 2, 150)]).double().tolist()
+        scores = [dense_log(gradient, h, c, lam, 0.5) for lam in grid]
+        assert dense_log(gradient, h, c, peak, 0.5) >= max(scores) - 1e-9
+        best = grid[scores.index(max(scores))]
+        assert abs(peak - best) <= 0.1 * best + 1e-6
+
+
+def test_the_interval_holds_the_values_within_192_of_the_peak():
+    _, u, h, c, gradient = draw(3)
+    fast = likelihood(gradient, spectrum(u), c)
+    peak = fast.maximise(0.5)
+    low, high = fast.interval(0.5, peak)
+    best = dense_log(gradient, h, c, peak, 0.5)
+    for end, inward, outward in ((low, 1.2, 0.8), (high, 0.8, 1.2)):
+        if end > 0:
+            assert dense_log(gradient, h, c, end * inward, 0.5) > best - 1.92
+            assert dense_log(gradient, h, c, end * outward, 0.5) < best - 1.92
+
+
+def test_a_curvature_of_low_rank_is_decomposed_on_its_range():
+    u = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for vectors in (u, u.repeat(40, 1)):
+        s = spectrum(vectors)
+        assert len(s.values) == 3
+        torch.testing.assert_close((s.basis * s.values) @ s.basis.T, vectors.T @ vectors)
+
+
+def test_the_posterior_is_the_dense_inverse():
+    v = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    dense = torch.linalg.inv(v.flatten(0, 1).T @ v.flatten(0, 1) + 0.2 * torch.eye(7))
+    torch.testing.assert_close(posterior(v, 0.2), dense)
+
+
+def test_a_refit_round_is_the_dense_newton_step_to_the_other_groups():
+    ridge, noise = 0.4, 0.5
+    adaptation, u1, h1, c, g1 = draw(1, lam=0.0)
+    _, u2, h2, _, g2 = draw(2, lam=0.0)
+    labels = torch.tensor([0] * 30 + [1] * 30)
+    gradients = torch.cat([(g1 / 30).expand(30, -1), (g2 / 30).expand(30, -1)])
+    got = group_disagreement(gradients, torch.cat([u1, u2]), labels, adaptation, ridge=ridge, noise=noise, rounds=2)
+    first = [likelihood(g, spectrum(u), c).maximise(noise) for g, u in ((g1, u1), (g2, u2))]
+    w = torch.linalg.inv(torch.linalg.inv(h2) + first[1] * torch.eye(12))
+    refit = torch.linalg.inv(torch.linalg.inv(c) + w)
+    offset = refit @ (w @ (-torch.linalg.solve(h2, g2)))
+    wanted = likelihood(g1 + h1 @ offset, spectrum(u1), refit).maximise(noise)
+    assert abs(got.groups[0].disagreement / ridge - wanted) < 1e-3 * wanted + 1e-6
+
+
+def test_groups_that_agree_are_valid_those_that_do_not_harmful_and_tiny_ones_are_not_judged():
+    g = torch.Generator().manual_seed(0)
+    size, truth = 10, torch.randn(10, generator=g).double()
+    adaptation, ridge = torch.randn(30, size, generator=g).double(), 0.09
+    noise = 0.3 * torch.randn(30, generator=g).double()
+    surrogate = posterior(adaptation, ridge) @ adaptation.T @ (adaptation @ truth + noise)
+    rows, gradients, labels = [], [], []
+    for label, (count, shift, scale) in enumerate([(80, 0.0, 1.0), (80, 1.5, 1.0), (1, 0.0, 0.01)]):
+        x = torch.randn(count, size, generator=g).double() * scale
+        y = x @ (truth + shift * torch.randn(size, generator=g).double()) + 0.3 * torch.randn(count, generator=g).double()
+        rows.append(x)
+        gradients.append(x * (x @ surrogate - y)[:, None])
+        labels += [label] * count
+    validity = group_disagreement(
+        torch.cat(gradients), torch.cat(rows)[:, None], torch.tensor(labels), adaptation, ridge=ridge, noise=0.09
+    )
+    assert [x.verdict for x in validity.groups] == [VALID, HARMFUL, UNKNOWN]
+    assert [x.size for x in validity.groups] == [80, 80, 1]
+    low, high = validity.groups[1].interval
+    assert low < validity.groups[1].disagreement < high
+    assert validity.groups[1].evidence > 10 > validity.groups[0].evidence
+
+
+def test_scales_are_recovered_from_left_out_images_and_from_the_start():
+    """Many draws of gradients from the model itself give back the noise and ridge that made them."""
+    g = torch.Generator().manual_seed(0)
+    size, noise, ridge = 12, 0.3, 0.5
+    eye = torch.eye(size, dtype=torch.float64)
+    adaptation = torch.randn(4, size, generator=g, dtype=torch.float64)
+
+    def observe(c, rest=None):
+        u = torch.randn(40, size, generator=g, dtype=torch.float64) * torch.logspace(0, -1.5, size)
+        h = u.T @ u
+        factor = torch.linalg.cholesky(noise * (h + h @ c @ h))
+        return Observed(factor @ torch.randn(size, generator=g, dtype=torch.float64), spectrum(u), rest)
+
+    pool = [observe(posterior(adaptation, ridge)) for _ in range(4)]
+    starts = [observe(eye / ridge) for _ in range(5)]
+    judges = [observe(posterior(adaptation[:2], ridge), adaptation[:2]) for _ in range(5)]
+    for more in ((starts, []), ([], judges)):
+        found = estimate_scales(pool, adaptation, *more)
+        assert 0.7 < found[0] / noise < 1.4
+        assert 0.5 < found[1] / ridge < 2
+
+
+def test_clusters_find_separate_blobs_and_repeat_with_their_seed():
+    g = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(4, 32, generator=g), dim=1)
+    truth = torch.arange(200) % 4
+    vectors = centres[truth] + 0.05 * torch.randn(200, 32, generator=g)
+    labels = cluster(vectors, 4, seed=0)
+    assert torch.equal(labels, cluster(vectors, 4, seed=0))
+    pairs = {(a, b) for a, b in zip(truth.tolist(), labels.tolist())}
+    assert len(pairs) == 4
+    assert len(torch.unique(cluster(vectors[:3], 8, seed=0))) <= 3
