@@ -83,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("--backbone", default="sticker", help="the backbone to adapt (default: %(default)s)")
 
     build = _verb(verbs, "build-sticker", _build_sticker, "make the sticker backbone from the picture packages")
-    build.add_argument("--minutes", nargs=3, type=float, metavar=("CLIP", "AUTOENCODER", "UNET"), help="of each stage")
+    build.add_argument(
+        "--minutes", nargs=4, type=float, metavar=("CLIP", "IMAGE", "AUTOENCODER", "UNET"), help="of each stage"
+    )
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--work", type=Path, default=Path("build/sticker"), help="where the stages keep their state")
     build.add_argument("--out", type=Path, help="where the weights go (default: assets/sticker)")
@@ -184,12 +186,7 @@ def _build_sticker(args: argparse.Namespace) -> None:
     out = args.out or ASSETS / "sticker"
     if args.snapshot:
         return export(args.work, out)
-    minutes = args.minutes or (
-        BuildSettings.clip_minutes,
-        BuildSettings.autoencoder_minutes,
-        BuildSettings.unet_minutes,
-    )
-    build_sticker(BuildSettings(*minutes, seed=args.seed), args.work, out)
+    build_sticker(BuildSettings(*(args.minutes or ()), seed=args.seed), args.work, out)
 
 
 def _prepare(args: argparse.Namespace):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from tqdm import tqdm
@@ -23,14 +22,21 @@ from transformers import CLIPTokenizer
 from bat_ui.backbones.sticker import data
 from bat_ui.backbones.sticker.card import model_card
 from bat_ui.backbones.sticker.train_autoencoder import train_autoencoder
-from bat_ui.backbones.sticker.train_clip import normalize, text_encoder_of, tokenize, train_clip
+from bat_ui.backbones.sticker.train_clip import (
+    load_clip,
+    normalize,
+    text_encoder_of,
+    tokenize,
+    train_clip,
+    train_image_tower,
+)
 from bat_ui.backbones.sticker.train_unet import new_scheduler, new_unet, train_unet
 from bat_ui.hardware import describe_hardware
 from bat_ui.project import write_json
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("clip", "autoencoder", "unet")
+STAGES = ("clip", "clip_image", "autoencoder", "unet")
 
 
 @dataclass(frozen=True)
@@ -38,19 +44,21 @@ class BuildSettings:
     """Minutes of training for each stage, over all the times the build was started."""
 
     clip_minutes: float = 42.0
+    clip_image_minutes: float = 5.0
     autoencoder_minutes: float = 12.0
     unet_minutes: float = 480.0
     seed: int = 0
 
 
 def build_sticker(settings: BuildSettings, work: Path, out: Path) -> None:
-    """Run whatever of the three stages is not done yet, then assemble `out`."""
+    """Run whatever of the stages is not done yet, then assemble `out`."""
     stickers = data.training_stickers()
     pictures = cached_pictures(stickers, work)
     train_clip(work / "clip", settings.clip_minutes, settings.seed, stickers, pictures)
+    clip_folder = work / "clip" / "export"
+    train_image_tower(work / "clip_image", settings.clip_image_minutes, settings.seed, stickers, pictures, clip_folder)
     train_autoencoder(work / "autoencoder", settings.autoencoder_minutes, settings.seed, pictures)
     autoencoder = AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", dtype=torch.float32)
-    clip_folder = work / "clip" / "export"
     latents = encode_pictures(autoencoder, pictures)
     styled = encode_captions(clip_folder, [s.caption for s in stickers])
     styleless = encode_captions(clip_folder, [data.caption_of(s.name) for s in stickers])
@@ -88,21 +96,15 @@ def encode_captions(clip_folder: Path, captions: list[str]) -> torch.Tensor:
     return torch.cat([encoder(batch).last_hidden_state for batch in tokens.split(256)])
 
 
-def load_clip(folder: Path) -> tuple[dict, open_clip.CLIP]:
-    """The exported CLIP with its model_cfg."""
-    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-    return config, open_clip.create_model(f"local-dir:{folder}").eval()
-
-
 def assemble(unet: UNet2DConditionModel, work: Path, out: Path) -> None:
     """Write `out`/clip and `out`/pipeline in the formats that open_clip and diffusers load."""
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(work / "clip" / "export", out / "clip", dirs_exist_ok=True)
-    config, clip = load_clip(work / "clip" / "export")
+    shutil.copytree(work / "clip_image" / "export", out / "clip", dirs_exist_ok=True)
+    config, clip = load_clip(out / "clip")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderTiny.from_pretrained(work / "autoencoder" / "export", dtype=torch.float16),
         text_encoder=text_encoder_of(clip, config).half(),
-        tokenizer=CLIPTokenizer.from_pretrained(work / "clip" / "export"),
+        tokenizer=CLIPTokenizer.from_pretrained(out / "clip"),
         unet=unet.half(),
         scheduler=new_scheduler(),
         safety_checker=None,

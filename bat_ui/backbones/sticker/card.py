@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from bat_ui.backbones.sticker import data
 
-WORDS = {"clip": "CLIP (contrastive loss)", "autoencoder": "autoencoder", "unet": "UNet (denoising loss)"}
+WORDS = {
+    "clip": "CLIP (contrastive loss)",
+    "clip_image": "CLIP's image tower alone, on almost plain pictures (contrastive loss)",
+    "autoencoder": "autoencoder",
+    "unet": "UNet (denoising loss)",
+}
 
 
 def model_card(record: dict) -> str:

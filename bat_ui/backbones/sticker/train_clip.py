@@ -23,6 +23,8 @@ from bat_ui.seeds import step_generator
 
 BATCH = 256
 LEARNING_RATE = 1.5e-3
+IMAGE_LEARNING_RATE = 3e-4  # of the image tower alone, at the end
+GENTLE = 0.25  # augmentation then, as a part of the usual
 WEIGHT_DECAY = 0.1
 STYLELESS = 0.1  # part of the captions that do not name the style
 MAX_LOGIT_SCALE = 100.0
@@ -64,8 +66,7 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
         lr=LEARNING_RATE,
         betas=(0.9, 0.98),
     )
-    left_out = data.recall_holdout(stickers)
-    kept = [i for i, s in enumerate(stickers) if s.id not in left_out]
+    kept = _kept(stickers)
     images = torch.from_numpy(pictures[kept]).permute(0, 3, 1, 2).contiguous()
     styled = tokenize(tokenizer, [stickers[i].caption for i in kept])
     styleless = tokenize(tokenizer, [data.caption_of(stickers[i].name) for i in kept])
@@ -73,11 +74,8 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
 
     stage = Stage(folder, model, optimizer, minutes, ema_decay=0.998)
     model.train()
-    per_epoch = len(kept) // BATCH
     for step in stage.steps():
-        rng = step_generator(seed, step)
-        order = torch.randperm(len(kept), generator=step_generator(seed + 1, step // per_epoch))
-        rows = order[step % per_epoch * BATCH :][:BATCH]
+        rng, rows = step_generator(seed, step), _rows(len(kept), seed, step)
         drop = torch.rand(len(rows), 1, generator=rng) < STYLELESS
         text = torch.where(drop, styleless[rows], styled[rows])
         loss = loss_of(*model(augment(images[rows], rng), text))
@@ -91,17 +89,70 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
     export_clip(stage.trained_model().eval(), tokenizer, config, folder / "export")
 
 
+def train_image_tower(
+    folder: Path, minutes: float, seed: int, stickers: list[data.Sticker], pictures: np.ndarray, clip_folder: Path
+) -> None:
+    """Sharpen the image tower of the CLIP in `clip_folder` on almost plain pictures, and export to `folder`/export.
+
+    The text tower stays as it is, so whatever was trained on its states goes on to fit.
+    """
+    config, model = load_clip(clip_folder)
+    tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
+    model = model.to(memory_format=torch.channels_last)
+    kept = _kept(stickers)
+    images = torch.from_numpy(pictures[kept]).permute(0, 3, 1, 2).contiguous()
+    with torch.no_grad():
+        tokens = tokenize(tokenizer, [stickers[i].caption for i in kept])
+        texts = torch.cat([model.encode_text(batch, normalize=True) for batch in tokens.split(256)])
+    scale = model.logit_scale.exp().detach()
+    visual = model.visual
+    optimizer = torch.optim.AdamW(visual.parameters(), lr=IMAGE_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    stage = Stage(folder, visual, optimizer, minutes, ema_decay=0.99)
+    loss_of = open_clip.loss.ClipLoss()
+    visual.train()
+    for step in stage.steps():
+        rng, rows = step_generator(seed, step), _rows(len(kept), seed, step)
+        vectors = F.normalize(visual(augment(images[rows], rng, GENTLE)), dim=-1)
+        loss = loss_of(vectors, texts[rows], scale)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        stage.log(len(rows), loss=loss)
+    visual.load_state_dict(stage.trained_model().state_dict())
+    export_clip(model.eval(), tokenizer, config, folder / "export")
+
+
+def load_clip(folder: Path) -> tuple[dict, open_clip.CLIP]:
+    """An exported CLIP with its model_cfg."""
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+    return config, open_clip.create_model(f"local-dir:{folder}").eval()
+
+
+def _kept(stickers: list[data.Sticker]) -> list[int]:
+    """Indices of the stickers that CLIP may see."""
+    left_out = data.recall_holdout(stickers)
+    return [i for i, s in enumerate(stickers) if s.id not in left_out]
+
+
+def _rows(count: int, seed: int, step: int) -> torch.Tensor:
+    """The rows of one batch: every epoch a new order."""
+    per_epoch = count // BATCH
+    order = torch.randperm(count, generator=step_generator(seed + 1, step // per_epoch))
+    return order[step % per_epoch * BATCH :][:BATCH]
+
+
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """uint8 (n, 3, h, w) to the range [-1, 1], which is both MEAN/STD's and the autoencoder's."""
     return images.float().div(127.5).sub(1)
 
 
-def augment(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+def augment(images: torch.Tensor, rng: torch.Generator, strength: float = 1.0) -> torch.Tensor:
     """Random shift, scale, small rotation and brightness; the ground stays white."""
     n = len(images)
 
     def uniform(low, high, *shape):
-        return torch.rand(n, *shape, generator=rng) * (high - low) + low
+        middle = min(max(low, 1.0), high) if low > 0 else 0.0
+        return torch.lerp(torch.tensor(middle), torch.rand(n, *shape, generator=rng) * (high - low) + low, strength)
 
     ink = 1 - normalize(images)  # 0 on white, so that padding is white
     angle, scale, shift = uniform(-0.2, 0.2), uniform(0.85, 1.2), uniform(-0.15, 0.15, 2)
