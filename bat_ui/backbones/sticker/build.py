@@ -112,6 +112,9 @@ def assemble(unet: UNet2DConditionModel, work: Path, out: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
+    # Without a dtype of the caller's, transformers would load half precision and diffusers float32.
+    config_path = out / "pipeline" / "text_encoder" / "config.json"
+    write_json(config_path, json.loads(config_path.read_text(encoding="utf-8")) | {"dtype": "float32"})
 
 
 def export(work: Path, out: Path) -> None:

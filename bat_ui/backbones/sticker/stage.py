@@ -73,6 +73,8 @@ class Stage:
             if now - last_save > SAVE_SECONDS or self.seconds >= self.budget:
                 self._save("state.pt")
                 last_save = last_tick = time.monotonic()
+        if self._logged:
+            self._write_log()
 
     def log(self, samples: int, **values: torch.Tensor) -> None:
         """Count `samples` and, every LOG_STEPS steps, write the mean of each scalar since the last line."""
@@ -81,18 +83,21 @@ class Stage:
             self._sums[key] = self._sums.get(key, 0.0) + value.detach()
         self._logged += 1
         if self._logged == LOG_STEPS:
-            row = {"step": self.step, "minutes": round(self.seconds / 60, 2), "samples": self.samples}
-            seconds = max(self.seconds - self._seconds_before, 1e-9)
-            row["per_second"] = round((self.samples - self._samples_before) / seconds, 1)
-            row |= {key: round(float(value) / self._logged, 5) for key, value in self._sums.items()}
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
-            logger.info("%s %s", self.folder.name, row)
-            self._reset_log()
+            self._write_log()
 
     def trained_model(self) -> torch.nn.Module:
         """The model to export: the averaged one where there is one."""
         return self.model if self.ema is None else self.ema
+
+    def _write_log(self) -> None:
+        seconds = max(self.seconds - self._seconds_before, 1e-9)
+        row = {"step": self.step, "minutes": round(self.seconds / 60, 2), "samples": self.samples}
+        row["per_second"] = round((self.samples - self._samples_before) / seconds, 1)
+        row |= {key: round(float(value) / self._logged, 5) for key, value in self._sums.items()}
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+        logger.info("%s %s", self.folder.name, row)
+        self._reset_log()
 
     def _set_learning_rate(self) -> None:
         left = (self.budget - self.seconds) / (DECAY_FRACTION * self.budget)

@@ -136,7 +136,7 @@ def _kept(stickers: list[data.Sticker]) -> list[int]:
 
 def _rows(count: int, seed: int, step: int) -> torch.Tensor:
     """The rows of one batch: every epoch a new order."""
-    per_epoch = count // BATCH
+    per_epoch = max(count // BATCH, 1)
     order = torch.randperm(count, generator=step_generator(seed + 1, step // per_epoch))
     return order[step % per_epoch * BATCH :][:BATCH]
 

@@ -69,7 +69,7 @@ def train_unet(
     scheduler = new_scheduler()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     stage = Stage(folder, unet, optimizer, minutes, ema_decay=0.999)
-    count, per_epoch = len(latents), len(latents) // BATCH
+    count, per_epoch = len(latents), max(len(latents) // BATCH, 1)
     for step in stage.steps():
         rng = step_generator(seed, step)
         order = torch.randperm(count, generator=step_generator(seed + 1, step // per_epoch))
