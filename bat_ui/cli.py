@@ -41,6 +41,16 @@ HELP = {
 }
 
 
+EVALUATE_LISTS = {
+    "rules": "rules to run (default: all)",
+    "subjects": "families, or style/family (default: the suite's 12)",
+    "seeds": "seeds (default: 0,1,2)",
+    "steps": "steps to measure at (default: 25,50,100,200,400)",
+    "numbers": "backbone pictures to take, 'all' for a rule's own suggestion (default: as tuned, or 40)",
+    "strengths": "weights lambda of the backbone pictures (default: as tuned, or 1)",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     args = build_parser().parse_args(arguments)
@@ -82,6 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
     for verb in (whole, select, train, generate):
         verb.add_argument("--backbone", default="sticker", help="the backbone to adapt (default: %(default)s)")
 
+    _add_evaluate(verbs)
+
     build = _verb(verbs, "build-sticker", _build_sticker, "make the sticker backbone from the picture packages")
     build.add_argument(
         "--minutes", nargs=4, type=float, metavar=("CLIP", "IMAGE", "AUTOENCODER", "UNET"), help="of each stage"
@@ -91,6 +103,26 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, help="where the weights go (default: assets/sticker)")
     build.add_argument("--snapshot", action="store_true", help="only write the weights as they are by now")
     return parser
+
+
+def _add_evaluate(verbs) -> None:
+    verb = _verb(verbs, "evaluate", _evaluate, "compare the rules on held-out subjects and write the report")
+    verb.add_argument("--out", type=Path, help="where results.jsonl and the report go (default: docs/evidence)")
+    verb.add_argument("--cache", type=Path, default=Path("runs/evidence"), help="where sketches and samples are kept")
+    verb.add_argument("--backbone", default="sticker", help="the backbone to adapt (default: %(default)s)")
+    for name, text in EVALUATE_LISTS.items():
+        verb.add_argument(f"--{name}", metavar="A,B", help=text)
+    verb.add_argument("--shard", metavar="I/N", help="run part I of N; parts may share the results file")
+    verb.add_argument("--tune", action="store_true", help="run the grid of numbers and weights on the tuning subjects")
+    verb.add_argument("--photos", type=Path, metavar="DIR", help="a folder of photos as the only subject")
+    verb.add_argument("--class-noun", help="what the photos show")
+    verb.add_argument("--no-generation", action="store_true", help="measure losses only, which is much cheaper")
+    verb.add_argument("--no-prediction", action="store_true", help="predict no errors, so that plain rules need no sketches")
+    verb.add_argument("--variant", default="", help="a name that tells a changed method's rows from others")
+    verb.add_argument("--quick", action="store_true", help="two subjects, one seed and few steps, only to see it work")
+    verb.add_argument("--report", action="store_true", help="run nothing, only write the report")
+    kinds = (SelectionSettings, TrainingSettings)
+    _add_settings(verb, *kinds, leave_out=("rule", "num_backbone", "steps", "strength", "checkpoint_every", "seed"))
 
 
 def _verb(verbs, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
@@ -111,13 +143,13 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", dest="prompts", metavar="P", help="may be given several times")
 
 
-def _add_settings(parser: argparse.ArgumentParser, *kinds: type) -> None:
+def _add_settings(parser: argparse.ArgumentParser, *kinds: type, leave_out: Sequence[str] = ()) -> None:
     """One option for each field; sampling steps have a name of their own, a seed is shared by all."""
     group = parser.add_argument_group("settings")
     for kind in kinds:
         for field in fields(kind):
             name = option_name(kind, field.name)
-            if any(action.dest == name for action in group._group_actions):
+            if name in leave_out or any(action.dest == name for action in group._group_actions):
                 continue
             default = field.default
             group.add_argument(
@@ -187,6 +219,12 @@ def _build_sticker(args: argparse.Namespace) -> None:
     if args.snapshot:
         return export(args.work, out)
     build_sticker(BuildSettings(*(args.minutes or ()), seed=args.seed), args.work, out)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from bat_ui.evaluation.command import evaluate
+
+    evaluate(args, " ".join(["python -m bat_ui", *sys.argv[1:]]))
 
 
 def _prepare(args: argparse.Namespace):
