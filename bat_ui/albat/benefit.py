@@ -1,9 +1,9 @@
 """Benefit (theory.md, Proposition 2): what each further backbone image takes off the adapter's predicted error.
 
-In: curvature vectors of the candidates, the adaptation and the risk; noise sigma^2 and ridge = delta sigma^2 (evidence).
-Out: a nested ranking with each image's gain, the predicted-error curve, its knee, sampling weights, and the asymptotic error
-coefficient rho. Everything is a low-rank update in sketch space: no (k x k) matrix is inverted while ranking. Left out on
-purpose: which images may be chosen (validity, selection).
+In: curvature vectors of the candidates, the adaptation and the risk; noise sigma^2 and ridge = delta sigma^2
+(evidence). Out: a nested ranking with each image's gain, the predicted-error curve, its knee, sampling weights, and
+the asymptotic error coefficient rho. Everything is a low-rank update in sketch space: no (k x k) matrix is inverted
+while ranking. Left out on purpose: which images may be chosen (validity, selection).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FINE = 64  # this many picks are made one by one, among the best of a pool, chosen anew after 4, 8, 12 and then 16 picks
+FINE = 64  # this many picks are made one by one, among the best of a pool, chosen anew after 4 to 16 picks
 BLOCK, POOL = 16, 128
 GROWTH = 5  # later ones in blocks of one for every GROWTH images already picked
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """order (m,) candidate indices, gains (m,), errors (m + 1,): predicted error of none, of the first image, and so on.
+    """order (m,) candidate indices, gains (m,), errors (m + 1,): predicted error of none, of the first image, ...
 
     errors hold the bias of disagreeing groups, gains do not.
     """
@@ -50,7 +50,7 @@ class LowRank:
         return self.start(rows) - (rows @ used.T) @ used
 
     def add(self, rows: Tensor, started: Tensor | None = None) -> Tensor:
-        """Add U'U for rows U (b, k), started = U M_0 if at hand; returns the new R (b, k): M falls by R'R, row by row."""
+        """Add U'U for rows U (b, k), started = U M_0 if at hand; returns the new R (b, k): M falls by R'R by rows."""
         started = self.start(rows) if started is None else started
         y = started - (rows @ self.columns.T) @ self.columns
         inner = rows @ y.T
@@ -65,8 +65,8 @@ class LowRank:
 
 
 class Picks:
-    """The books of a greedy pass over the candidates in play, forced or allowed, by their place in `places`: forced ones
-    first, then allowed ones, each once, at most limit."""
+    """The books of a greedy pass over the candidates in play, forced or allowed, by their place in `places`: forced
+    ones first, then allowed ones, each once, at most limit."""
 
     def __init__(self, count: int, allowed: Tensor | None, forced: Tensor | None, limit: int | None) -> None:
         allowed = torch.ones(count, dtype=torch.bool) if allowed is None else allowed.cpu()
@@ -115,12 +115,12 @@ def rank_by_benefit(
 ) -> Ranking:
     """Greedy ranking by the fall of E(S) = tr(Q M_S), M_S = (C^-1 + sum_S w H_c / sigma^2)^-1.
 
-    curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of one image beside one
-    adaptation image. forced (n,) booleans are ranked first, then allowed (n,) ones, at most limit in all.
-    disagreement: lam_j / sigma^2 by group label (validity); adds bias_S^2 = sum_j lam_j |L M_S H_{S,j}|^2 to the errors.
-    The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks (pool >= n is
-    plain greedy); then the best m / 5 images are taken at a time. The errors are exact for the order either way.
-    Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
+    curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of one image
+    beside one adaptation image. forced (n,) booleans are ranked first, then allowed (n,) ones, at most limit in all.
+    disagreement: lam_j / sigma^2 by group label (validity); adds bias_S^2 = sum_j lam_j |L M_S H_{S,j}|^2 to the
+    errors. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks
+    (pool >= n is plain greedy); then the best m / 5 images are taken at a time. The errors are exact for the order
+    either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
     """
     picks = Picks(len(curvature), allowed, forced, limit)
     rows = curvature[picks.places] * weight**0.5
@@ -155,14 +155,17 @@ def rank_by_benefit(
     return Ranking(picks.ranked(), gains, errors)
 
 
-def _pick(m: LowRank, rows: Tensor, started: Tensor, image: Tensor, own: Tensor, risk: Tensor, block: int) -> list[int]:
-    """Plain greedy among p candidates, `block` of them added to m: rows, started (p, r, k), image (p, r, l), own (p, r, r)."""
+def _pick(m: LowRank, rows: Tensor, start: Tensor, image: Tensor, own: Tensor, risk: Tensor, block: int) -> list[int]:
+    """Plain greedy among p candidates, `block` of them added to m.
+
+    rows, start (p, r, k), image (p, r, l), own (p, r, r).
+    """
     picked: list[int] = []
     taken = torch.zeros(len(rows), dtype=image.dtype, device=image.device)
     for _ in range(block):
         i = int((_gains(image, own) + taken).argmax())
         taken[i] = float("-inf")
-        new = m.add(rows[i], started[i])
+        new = m.add(rows[i], start[i])
         shared = rows @ new.T
         image = image - shared @ (new @ risk.T)
         own = own - shared @ shared.mT
@@ -179,8 +182,8 @@ def _gains(image: Tensor, own: Tensor) -> Tensor:
 
 
 def _bias(m: LowRank, rows: Tensor, risk: Tensor, groups: Tensor, disagreement: dict[int, float]) -> Tensor:
-    """bias_S^2 / sigma^2 at each size 0..m, computed at some twelve sizes and joined by straight lines; rows (m, r, k) and
-    groups (m,) in the order picked."""
+    """bias_S^2 / sigma^2 at each size 0..m, computed at some twelve sizes and joined by straight lines; rows (m, r, k)
+    and groups (m,) in the order picked."""
     total, rank = len(rows), rows.shape[1]
     sizes = sorted({0, total, *(round(total ** (i / 12)) for i in range(1, 12))})
     values = []
@@ -224,9 +227,10 @@ def asymptotic_error(
 ) -> float:
     """rho(S; Q) = tr(Q H_S^-1 G_S H_S^-1), the asymptotic error coefficient (theory.md, before Words).
 
-    chosen (m, r, k), risk (l, k), adaptation (a, k) curvature vectors; weights (m,) of the chosen. With scores None the
-    gradient covariance is sigma^2 H and rho = tr(Q M_S). Else scores (s, k) are gradients whose outer products add up to the
-    covariance of the whole training gradient (each image's centred gradient times its weight), and the sandwich is formed.
+    chosen (m, r, k), risk (l, k), adaptation (a, k) curvature vectors; weights (m,) of the chosen. With scores None
+    the gradient covariance is sigma^2 H and rho = tr(Q M_S). Else scores (s, k) are gradients whose outer products add
+    up to the covariance of the whole training gradient (each image's centred gradient times its weight), and the
+    sandwich is formed.
     """
     weights = torch.ones(len(chosen)) if weights is None else weights
     rows = (chosen.double() * weights.double().to(chosen.device).sqrt()[:, None, None]).reshape(-1, chosen.shape[-1])

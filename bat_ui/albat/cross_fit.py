@@ -1,8 +1,8 @@
 """The cross-fitted form (theory.md): left-out subject images judge the candidates.
 
-In: for each fold the left-out images' gradient at a surrogate that never saw them, and the candidates' gradients at that
-same surrogate, drawn with independent noise. Out: to first order, what one more image or group takes off the true risk, with
-a standard error over folds and draws, a verdict by its t-value, and a ranking with diminishing returns.
+In: for each fold the left-out images' gradient at a surrogate that never saw them, and the candidates' gradients at
+that same surrogate, drawn with independent noise. Out: to first order, what one more image or group takes off the true
+risk, with a standard error over folds and draws, a verdict by its t-value, and a ranking with diminishing returns.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class ScoredGroup:
 
 
 def standard_error(values: Tensor) -> Tensor:
-    """Standard error of the mean of values (f, d, ...) over folds and, inside them, draws: the larger of the spread of fold
-    means (few folds may agree by luck) and the draws' share of it; infinite if there is one value alone."""
+    """Standard error of the mean of values (f, d, ...) over folds and, inside them, draws: the larger of the spread of
+    fold means (few folds may agree by luck) and the draws' share of it; infinite if there is one value alone."""
     folds, draws = values.shape[:2]
     errors = []
     if folds > 1:
@@ -100,10 +100,11 @@ def rank_by_score(
 ) -> Ranking:
     """Greedy ranking by the risk's slope, on the need that the images chosen so far leave (diminishing returns).
 
-    With A = H_A + ridge I and images S at weight w, fold f's adapter moves by the Newton step D_f = -(A + w sum H_c)^-1
-    w sum g_c(phi_f); its judge's risk changes by ghat_f' D_f + D_f' Q D_f / 2, and the next image's slope is
-    (ghat_f + Q D_f)' (A + w sum H_c)^-1 (g_c + H_c D_f). errors is the mean change over folds, zero for no image; gains are
-    its falls. After the first `fine` picks it is computed once a block and joined by straight lines inside one.
+    With A = H_A + ridge I and images S at weight w, fold f's adapter moves by the Newton step D_f = -(A + w sum
+    H_c)^-1 w sum g_c(phi_f); its judge's risk changes by ghat_f' D_f + D_f' Q D_f / 2, and the next image's slope is
+    (ghat_f + Q D_f)' (A + w sum H_c)^-1 (g_c + H_c D_f). errors is the mean change over folds, zero for no image;
+    gains are its falls. After the first `fine` picks it is computed once a block and joined by straight lines inside
+    one.
 
     judges (f, d, k), gradients (f, n, k), curvature (n, r, k), risk (l, k) with Q = L'L, adaptation (a, k).
     Pools and blocks as in rank_by_benefit. Cost O(f n k + n r k) a block.

@@ -1,8 +1,9 @@
 """Marginal likelihood of gradients in sketch space: the noise scale, the prior strength and a group's disagreement.
 
-All three are read off one Gaussian (theory.md, Proposition 1), written in units of the noise so that sigma^2 only scales it:
-G ~ N(0, sigma^2 [H + H (C + lam I) H]), with C = (H_A + ridge I)^-1. In theory.md's units C is sigma^2 times this one, lam
-likewise, and delta = ridge / sigma^2. Every group is decomposed once; any lam and sigma^2 then costs O(rank).
+All three are read off one Gaussian (theory.md, Proposition 1), written in units of the noise so that sigma^2 only
+scales it: G ~ N(0, sigma^2 [H + H (C + lam I) H]), with C = (H_A + ridge I)^-1. In theory.md's units C is sigma^2
+times this one, lam likewise, and delta = ridge / sigma^2. Every group is decomposed once; any lam and sigma^2 then
+costs O(rank).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Likelihood:
         return -0.5 * (total.sum(-1) + len(self.slopes) * torch.as_tensor(noise).double().log() + self.constant)
 
     def grid(self, noise: float, steps: int = 400) -> Tensor:
-        """Zero and a logarithmic grid that surely holds the maximum: no term can rise beyond (square/noise - 1)/slope."""
+        """Zero and a logarithmic grid that holds the maximum: no term rises beyond (square / noise - 1) / slope."""
         if len(self.slopes) == 0:
             return torch.zeros(1, dtype=torch.float64)
         low = 1e-3 / self.slopes.max()
@@ -89,7 +90,8 @@ class Likelihood:
 def likelihood(gradient: Tensor, curvature: Spectrum, covariance: Tensor | None) -> Likelihood:
     """The likelihood of gradient (k,) under curvature H and C = covariance (k, k), or C = 0.
 
-    Only the gradient's part in the range of H is judged. One Cholesky of I + sqrt(H) C sqrt(H) and one eigen-decomposition.
+    Only the gradient's part in the range of H is judged. One Cholesky of I + sqrt(H) C sqrt(H) and one
+    eigen-decomposition.
     """
     root = curvature.values.sqrt()
     white = curvature.basis.T @ gradient.double() / root
@@ -135,8 +137,8 @@ def noise_scale(likelihoods: list[Likelihood]) -> float:
 
 @dataclass(frozen=True)
 class Observed:
-    """A summed gradient (k,) and the spectrum of its curvature; rest: for left-out images, the curvature vectors (..., k)
-    of the images that its surrogate was trained on."""
+    """A summed gradient (k,) and the spectrum of its curvature; rest: for left-out images, the curvature vectors (...,
+    k) of the images that its surrogate was trained on."""
 
     gradient: Tensor
     curvature: Spectrum
@@ -148,11 +150,11 @@ def estimate_scales(
 ) -> tuple[float, float]:
     """(sigma^2, ridge = delta sigma^2) by maximum marginal likelihood (theory.md, Words: C).
 
-    pool: the candidates' groups at the surrogate, each with its own best lam; adaptation (..., k): curvature vectors there.
-    starts: subject images where the prior is centred (the untrained adapter): G ~ N(0, sigma^2 [H + H H / ridge]).
-    judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. Both may be empty: the
-    groups that agree best already show how far the truth lies in directions that the subject's images leave open. The
-    ridge is the best of a grid of half decades, refined once to tenths.
+    pool: the candidates' groups at the surrogate, each with its own best lam; adaptation (..., k): curvature vectors
+    there. starts: subject images where the prior is centred (the untrained adapter), so C = 0 and lam = 1 / ridge.
+    judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. Both may be empty:
+    the groups that agree best already show how far the truth lies in directions that the subject's images leave open.
+    The ridge is the best of a grid of half decades, refined once to fifths of a decade.
     """
     zero = torch.zeros((), dtype=torch.float64)
     largest = spectrum(adaptation).values.max().item()

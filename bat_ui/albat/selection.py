@@ -1,8 +1,8 @@
 """Selection: from sketches to a ranked, explained choice of backbone images (theory.md, ALBAT steps 4 to 6).
 
-In: Sketches, plain arrays that somebody else saves. Out: an Assessment (scales and group verdicts, computed once) and a
-Selection (order, gains, predicted-error curve, knee, chosen images), recomputed at once whenever an image is excluded or
-forced. Left out on purpose: the model, the images, disk and page.
+In: Sketches, plain arrays that somebody else saves. Out: an Assessment (scales and group verdicts, computed once) and
+a Selection (order, gains, predicted-error curve, knee, chosen images), recomputed at once whenever an image is
+excluded or forced. Left out on purpose: the model, the images, disk and page.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_
 class Sketches:
     """Everything that the selection needs of n candidates, a adaptation images and f folds, k numbers each (float32).
 
-    ids: the candidates' ids; groups (n,): their labels, from cluster().
+    ids: the candidates' ids. groups (n,): their labels, from cluster().
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
-    risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: the candidates' mean.
-    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for the prior's strength
-    (it is also read off the groups, so these may be missing).
-    judges (f, d, k), judge_curvature (f, s, k): left-out subject images at each fold's surrogate, in d draws that are
-    independent of the candidates', and vectors of their summed curvature; fold_gradients (f, n, k): the candidates there.
-    Judges' gradients and curvature are SUMS over the fold's left-out images. Parts that a rule does not use may be empty.
+    risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: the candidates'.
+    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for the prior's
+        strength (it is also read off the groups, so these may be missing).
+    judges (f, d, k): left-out subject images at each fold's surrogate, SUMMED over the fold's images, in d draws that
+        are independent of the candidates'. judge_curvature (f, s, k): vectors of their summed curvature.
+    fold_gradients (f, n, k): the candidates at each fold's surrogate.
+
+    Parts that a rule does not use may be empty.
     """
 
     ids: tuple[str, ...]
@@ -63,7 +65,12 @@ class Sketches:
 
 
 def make_sketches(
-    ids: tuple[str, ...], groups: Tensor, gradients: Tensor, curvature: Tensor, adaptation_curvature: Tensor, **parts: Tensor
+    ids: tuple[str, ...],
+    groups: Tensor,
+    gradients: Tensor,
+    curvature: Tensor,
+    adaptation_curvature: Tensor,
+    **parts: Tensor,
 ) -> Sketches:
     """Sketches with the parts not named left empty."""
     size = gradients.shape[1]
@@ -83,8 +90,8 @@ def make_sketches(
 
 @dataclass(frozen=True)
 class Assessment:
-    """What does not change when images are excluded or forced: sigma^2, ridge = delta sigma^2, the verdicts of both forms
-    (None where the sketches lack its parts)."""
+    """What does not change when images are excluded or forced: sigma^2, ridge = delta sigma^2, the verdicts of both
+    forms (None where the sketches lack its parts)."""
 
     noise: float
     ridge: float
@@ -100,10 +107,13 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Selection:
-    """A ranked choice. order (m,): candidate indices, best first; gains (m,): each one's part in the fall of the predicted
-    error (for gradient_cosine, its score); errors (m + 1,): predicted error from no image on (empty where a rule predicts
-    none); knee: the size that the curve suggests; chosen: the ids taken; weights: sampling weights of the chosen, mean
-    one, or None; verdicts: for every candidate."""
+    """A ranked choice.
+
+    order (m,): candidate indices, best first. gains (m,): each one's part in the fall of the predicted error (for
+    gradient_cosine its score). errors (m + 1,): predicted error from no image on (empty where a rule predicts none).
+    knee: the size that the curve suggests. chosen: the ids taken. weights: sampling weights of the chosen, mean one,
+    or None. verdicts: for every candidate.
+    """
 
     rule: str
     order: np.ndarray
@@ -116,7 +126,7 @@ class Selection:
 
 
 def assess(sketches: Sketches) -> Assessment:
-    """Estimate sigma^2 and the ridge by marginal likelihood, and judge every group: seconds, once for a set of sketches.
+    """Estimate sigma^2 and the ridge by marginal likelihood and judge every group: seconds, once for all choices.
 
     Raises UserError if a number is not finite.
     """
@@ -155,17 +165,20 @@ def select(
     limit: int | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Rank the candidates by a rule and take the first m (the knee if None); forced ids come first, excluded ones never.
+    """Rank the candidates by a rule and take the first m (the knee if None); forced ids first, excluded ones never.
 
-    albat: groups valid by marginal likelihood, greedy benefit. cross_fit: groups that left-out subject images find helpful,
-    greedy by their need. without_validity, without_benefit (seeded random order): albat less one half. gradient_cosine: the
-    baseline of LESS. doubtful: take doubtful groups too, at the price of their bias in the predicted error.
-    weighted: sampling weights by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
+    - albat: groups valid by marginal likelihood, greedy benefit.
+    - cross_fit: groups that left-out subject images find helpful, greedy by their need.
+    - without_validity, without_benefit (seeded random order): albat less one half.
+    - gradient_cosine: the baseline of LESS.
+
+    doubtful: take doubtful groups too, at the price of their bias in the predicted error. weighted: sampling weights
+    by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
         raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")
     if rule == "cross_fit" and assessment.scores is None:
-        raise UserError("The cross-fitted rule needs left-out subject images: sketch the subject with at least two folds.")
+        raise UserError("The cross-fitted rule needs left-out subject images: sketch the subject in folds.")
     s, where = sketches, {name: i for i, name in enumerate(sketches.ids)}
     unknown = [name for name in (*excluded, *forced) if name not in where]
     if unknown:
@@ -186,7 +199,8 @@ def select(
     chosen, weights = ranking.order[:take], None
     if weighted and take:
         adaptation = s.adaptation_curvature.flatten(0, 1)
-        weights = design_weights(s.curvature[chosen], _risk(s), adaptation, ridge=assessment.ridge, weight=weight).numpy()
+        picked = s.curvature[chosen]
+        weights = design_weights(picked, _risk(s), adaptation, ridge=assessment.ridge, weight=weight).numpy()
     return Selection(
         rule=rule,
         order=ranking.order.numpy(),

@@ -1,10 +1,10 @@
 """Sketches: each image's LoRA gradient and curvature vectors as k numbers (theory.md, ALBAT step 3).
 
-In: a module with LoRA layers, a callable that predicts a batch of images x draws, a seeded projection. Out: per image the
-projected gradient g_c and r projected curvature vectors u_c. One forward, one backward for the gradients and one more for
-each Gauss-Newton vector, whatever the number of images; the gradients exist one layer at a time, never as (images x
-parameters). Left out on purpose: gradients of anything but LoRA weights, gradient checkpointing (switch it off while
-sketching), DoRA and other LoRA variants, and the loop over batches: every image is independent of its batch.
+In: a module with LoRA layers, a callable that predicts a batch of images x draws, a seeded projection. Out: per image
+the projected gradient g_c and r projected curvature vectors u_c. One forward, one backward for the gradients and one
+more for each Gauss-Newton vector, whatever the number of images; the gradients exist one layer at a time, never as
+(images x parameters). Left out on purpose: gradients of anything but LoRA weights, gradient checkpointing (switch it
+off while sketching), DoRA and other LoRA variants, and the loop over batches: every image is independent of its batch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def lora_layers(model: nn.Module) -> list[LoraLayer]:
                 continue
             layer = LoraLayer(name, adapter, module.lora_A[adapter], module.lora_B[adapter])
             if adapter in getattr(module, "lora_variant", {}) or not _supported(layer):
-                raise UserError(f"The adapter of {name} cannot be sketched: use plain LoRA on linear or 2-D convolutions.")
+                raise UserError(f"The adapter of {name} cannot be sketched: use plain LoRA on Linear and Conv2d.")
             layers.append(layer)
     if not layers:
         raise UserError("The model has no active LoRA layers: add an adapter before sketching.")
@@ -76,10 +76,10 @@ def _supported(layer: LoraLayer) -> bool:
 class Projection:
     """A seeded linear map from all LoRA weights to `size` numbers that keeps inner products: E<s(x), s(y)> = <x, y>.
 
-    A balanced CountSketch: in each weight every entry gets a random sign and a slot of its own among ceil(p / k) rows of
-    k, and the rows are added up. The signs alone make it unbiased; the relative variance of an inner product is about
-    1 / k, as for a dense sign or Gaussian matrix, but it costs one gather and one sum, b p operations instead of b p k,
-    needs no atomic adds, and so gives the same bits whatever else is in the batch.
+    A balanced CountSketch: in each weight every entry gets a random sign and a slot of its own among ceil(p / k) rows
+    of k, and the rows are added up. The signs alone make it unbiased; the relative variance of an inner product is
+    about 1 / k, as for a dense sign or Gaussian matrix, but it costs one gather and one sum, b p operations instead of
+    b p k, needs no atomic adds, and so gives the same bits whatever else is in the batch.
 
     tables: for each weight's name, source (slots,) and sign (slots,) with sign 0 in empty slots.
     """
@@ -172,7 +172,8 @@ def sketch(
         gradients, rows = total[:, 0] * scale, []
         for q in range(vectors):
             v = _signs(seed, keys, q, draws * elements).view(prediction.shape)
-            rows.append(tap.backward(prediction, (weight.sqrt() * v).to(prediction.dtype), None, last=q == vectors - 1))
+            cotangent = (weight.sqrt() * v).to(prediction.dtype)
+            rows.append(tap.backward(prediction, cotangent, None, last=q == vectors - 1))
         shape = (len(keys), 0, projection.size)
         vectors_out = torch.cat(rows, 1) * root if rows else gradients.new_zeros(shape)
         return BatchSketch(gradients, vectors_out, loss)
@@ -265,7 +266,7 @@ def _taps(model: nn.Module, projection: Projection, images: int, draws: int) -> 
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x, hidden = inputs.pop(layer.a_weight), args[0].detach()
             if x.shape[0] % (images * draws):
-                raise UserError(f"The layer {layer.name} mixes images of a batch, so it cannot be sketched: leave it out.")
+                raise UserError(f"The layer {layer.name} mixes the images of a batch: leave it out of the adapter.")
             saved = [x, hidden]
             if not output.requires_grad:
                 output.requires_grad_(True)
@@ -303,7 +304,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _signs(seed: int, keys: Tensor, stream: int, size: int) -> Tensor:
-    """Random signs (b, size), float32: a function of (seed, key, stream) for each row, whatever the batch or device."""
+    """Random signs (b, size), float32: each row a function of (seed, key, stream), whatever the batch or device."""
     keys = keys.to(torch.int64)
     state = _mix(torch.full_like(keys, (seed * 0x9E3779B9 + stream * 0x85EBCA6B + 1) & 0xFFFFFFFF))
     state = _mix(_mix(state ^ (keys & 0xFFFFFFFF)) ^ (keys >> 32 & 0xFFFFFFFF))

@@ -1,8 +1,8 @@
 """Validity (theory.md, Proposition 1): does a group of backbone images agree with the adaptation?
 
-In: gradients and curvature vectors of candidates with a group label each, and the adaptation's curvature vectors. Out: for
-each group its disagreement lam_j, the evidence for it and a verdict. One image's gradient is mostly its own noise, so only
-groups are judged. Left out on purpose: what to do with the verdict (selection).
+In: gradients and curvature vectors of candidates with a group label each, and the adaptation's curvature vectors. Out:
+for each group its disagreement lam_j, the evidence for it and a verdict. One image's gradient is mostly its own noise,
+so only groups are judged. Left out on purpose: what to do with the verdict (selection).
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def group_disagreement(
 ) -> Validity:
     """lam_j of each group by maximum marginal likelihood of G_j ~ N(0, H_j + H_j (C + lam_j I) H_j), over sigma^2.
 
-    gradients (n, k) and curvature (n, r, k) at the surrogate, groups (n,) labels, adaptation (..., k) curvature vectors of
-    the adaptation images; ridge = delta sigma^2; noise = sigma^2, estimated from all groups if None.
-    The first round judges each group from the surrogate alone. Each further one judges it from a surrogate refit to the
+    gradients (n, k) and curvature (n, r, k) at the surrogate, groups (n,) labels, adaptation (..., k) curvature
+    vectors of the adaptation images; ridge = delta sigma^2; noise = sigma^2, estimated from all groups if None. The
+    first round judges each group from the surrogate alone. Each further one judges it from a surrogate refit to the
     adaptation and to all other groups, these weighed by their own lam: (H^-1 + lam I)^-1. Refits are Newton steps.
 
     Verdict: harmful if the whole interval of lam_j delta lies above the tolerance; else too small to judge if even ten

@@ -15,7 +15,7 @@ def fit(x, y):
 
 @pytest.fixture(scope="module")
 def made():
-    """Three groups in ten dimensions: one that agrees with the subject's truth, one that does not, one of two images."""
+    """Three groups in ten dimensions: one agrees with the subject's truth, one does not, one has two images."""
     g = torch.Generator().manual_seed(0)
     truth, away = torch.randn(2, 10, generator=g)
     seen = torch.randn(12, 10, generator=g) * torch.linspace(1, 0.1, 10)
@@ -44,7 +44,8 @@ def test_sketches_survive_the_way_through_arrays(made):
     for name in made.to_arrays():
         if name != "ids":
             assert torch.equal(getattr(back, name), getattr(made, name))
-    named = make_sketches(("ä", "b"), *(t[:2] for t in (made.groups, made.gradients, made.curvature)), made.curvature[:1])
+    parts = (made.groups[:2], made.gradients[:2], made.curvature[:2], made.curvature[:1])
+    named = make_sketches(("ä", "b"), *parts)
     assert Sketches.from_arrays(named.to_arrays()).ids == ("ä", "b")
 
 
@@ -106,6 +107,7 @@ def test_mistakes_are_answered_with_a_sentence(made, assessed):
     without = make_sketches(made.ids, made.groups, made.gradients, made.curvature, made.adaptation_curvature)
     with pytest.raises(UserError, match="left-out"):
         select(without, assess(without), "cross_fit")
-    broken = make_sketches(made.ids, made.groups, made.gradients * float("nan"), made.curvature, made.adaptation_curvature)
+    nothing = made.gradients * float("nan")
+    broken = make_sketches(made.ids, made.groups, nothing, made.curvature, made.adaptation_curvature)
     with pytest.raises(UserError, match="not finite"):
         assess(broken)

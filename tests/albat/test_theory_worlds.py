@@ -1,8 +1,9 @@
 """The product's own functions in the worlds of the linear-Gaussian check of theory.md, whose truth is known.
 
-A subject has unknown parameters phi*; six adaptation samples see few directions; the pool holds six groups of 100 samples:
-two agree with phi*, four disagree by 0.15, 0.4, 1 and 2. Outputs are scalar, so a sample's gradient is x * residual and its
-curvature vector x. The adapter is then fit on adaptation + picked samples; its error is (phi - phi*)' Q (phi - phi*).
+A subject has unknown parameters phi*; six adaptation samples see few directions; the pool holds six groups of 100
+samples: two agree with phi*, four disagree by 0.15, 0.4, 1 and 2. Outputs are scalar, so a sample's gradient is x *
+residual and its curvature vector x. The adapter is then fit on adaptation + picked samples; its error is (phi - phi*)'
+Q (phi - phi*).
 """
 
 import numpy as np
@@ -62,10 +63,9 @@ def assessment_of(sketches, known):
     """Estimated scales and verdicts, or those at the world's true noise and prior."""
     if not known:
         return assess(sketches)
-    ridge = SIGMA**2 / TAU**2
-    validity = group_disagreement(
-        sketches.gradients, sketches.curvature, sketches.groups, sketches.adaptation_curvature, ridge=ridge, noise=SIGMA**2
-    )
+    s, ridge = sketches, SIGMA**2 / TAU**2
+    options = {"ridge": ridge, "noise": SIGMA**2}
+    validity = group_disagreement(s.gradients, s.curvature, s.groups, s.adaptation_curvature, **options)
     return Assessment(SIGMA**2, ridge, validity, None, ())
 
 

@@ -8,7 +8,7 @@ from bat_ui.albat.validity import HARMFUL, UNKNOWN, VALID, cluster, group_disagr
 
 
 def draw(seed, size=12, count=30, rank=2, lam=0.3, noise=0.5, ridge=0.4):
-    """Curvature vectors, adaptation and a summed gradient drawn from the model itself, in units where C is over noise."""
+    """Adaptation, curvature vectors, H, C and a summed gradient drawn from the model; C in units of the noise."""
     g = torch.Generator().manual_seed(seed)
     adaptation = torch.randn(4, size, generator=g, dtype=torch.float64)
     u = torch.randn(count, rank, size, generator=g, dtype=torch.float64) * torch.logspace(0, -1, size)
@@ -21,7 +21,8 @@ def draw(seed, size=12, count=30, rank=2, lam=0.3, noise=0.5, ridge=0.4):
 
 def dense_log(gradient, h, c, lam, noise):
     cov = noise * (h + h @ (c + lam * torch.eye(len(h))) @ h)
-    return torch.distributions.MultivariateNormal(torch.zeros(len(h), dtype=torch.float64), cov).log_prob(gradient).item()
+    normal = torch.distributions.MultivariateNormal(torch.zeros_like(gradient), cov)
+    return normal.log_prob(gradient).item()
 
 
 @pytest.mark.parametrize("with_covariance", [True, False])
@@ -97,7 +98,8 @@ def test_groups_that_agree_are_valid_those_that_do_not_harmful_and_tiny_ones_are
     rows, gradients, labels = [], [], []
     for label, (count, shift, scale) in enumerate([(80, 0.0, 1.0), (80, 1.5, 1.0), (1, 0.0, 0.01)]):
         x = torch.randn(count, size, generator=g).double() * scale
-        y = x @ (truth + shift * torch.randn(size, generator=g).double()) + 0.3 * torch.randn(count, generator=g).double()
+        target = truth + shift * torch.randn(size, generator=g).double()
+        y = x @ target + 0.3 * torch.randn(count, generator=g).double()
         rows.append(x)
         gradients.append(x * (x @ surrogate - y)[:, None])
         labels += [label] * count
