@@ -1,0 +1,333 @@
+"""Step 2 of the page: find backbone pictures that help, look at them, drop and keep some by hand.
+
+In: a project with a subject.  Out: its selection.json, by a worker; revised here, in a moment, from the saved sketches.
+"""
+
+from __future__ import annotations
+
+import threading
+from html import escape
+
+import gradio as gr
+
+from bat_ui.errors import UserError
+from bat_ui.project import Project
+from bat_ui.settings import SelectionSettings, TrainingSettings
+from bat_ui.web import workers
+from bat_ui.web.binding import bound, remember, remembered, settings_from, shown
+from bat_ui.web.charts import Mark, Series, line_chart
+from bat_ui.web.parts import (
+    Updates,
+    address,
+    alert,
+    answering,
+    fingerprint,
+    hint,
+    html,
+    message_box,
+    note,
+    opened,
+    progress_bar,
+    required,
+)
+from bat_ui.web.step import Shared, Step
+
+RULES = [
+    ("ALBAT: those that agree with your subject and teach the most about it", "albat"),
+    ("Nearest: those that look most like it", "nearest"),
+    ("Random: any", "random"),
+    ("None: your pictures alone", "none"),
+]
+VERDICTS = {
+    "valid": "agrees with your subject",
+    "doubtful": "may disagree with your subject",
+    "harmful": "pulls away from your subject",
+    "too small to judge": "too few alike to judge",
+}
+AT_ONCE = 60  # pictures shown before "Show more"
+
+# One listener for all cards: a click, or Enter or Space on a focused card, tells which picture it was.
+TELL_WHICH = """element.addEventListener('click', (event) => {
+    const card = event.target.closest('[data-id]');
+    if (card) trigger('click', {id: card.dataset.id});
+});"""
+
+_revising = threading.Lock()  # a selection is read, revised and written by one event at a time
+
+
+def build_backbone_step(shared: Shared) -> Step:
+    """Lay out the step and wire its events."""
+    id = shared.project
+    html(
+        "<h2>Pictures that help</h2><p>A model that learns from a few pictures alone forgets the rest. Some of the pictures "
+        "that it was first trained on, shown again beside yours, keep it from that, if they are the right ones.</p>"
+    )
+    rule = gr.Radio(RULES, label="How to choose them", elem_id="rule", elem_classes="stacked")
+    number = gr.Slider(
+        0, 200, step=1, label="How many", info="0 takes as many as the predicted-error curve suggests.", elem_id="number"
+    )
+    with gr.Accordion("Advanced", open=False):
+        with gr.Row():
+            widgets = bound(
+                SelectionSettings,
+                {
+                    "rule": rule,
+                    "num_backbone": number,
+                    "shortlist": gr.Number(
+                        label="Candidates", info="Pictures that are looked at closely.", minimum=1, precision=0
+                    ),
+                    "surrogate_steps": gr.Number(
+                        label="Surrogate steps", info="Of the short first training.", minimum=1, precision=0
+                    ),
+                    "draws": gr.Number(label="Draws", info="Noises for each candidate.", minimum=1, precision=0),
+                    "sketch_size": gr.Number(
+                        label="Sketch size", info="Numbers kept of each gradient.", minimum=1, precision=0
+                    ),
+                    "seed": gr.Number(label="Seed", info="Of everything random.", minimum=0, precision=0),
+                },
+            )
+    with gr.Row():
+        find = gr.Button("Find helpful pictures", variant="primary", elem_id="find")
+        stop = gr.Button("Stop", visible=False, elem_id="stop-find")
+    message = message_box("backbone-message")
+    panel = html("", elem_id="backbone-panel")
+    summary = html("", elem_id="backbone-summary")
+    curve = html("", elem_id="curve")
+    with gr.Row(visible=False) as tools:
+        undo = gr.Button("Undo", interactive=False, elem_id="undo", size="sm", scale=0)
+        go_on = gr.Button("Go on to training", variant="primary", elem_id="to-training", size="sm", scale=0)
+    cards = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="candidates")
+    more = gr.Button("Show more", visible=False, elem_id="show-more")
+    with gr.Accordion("Groups and their verdicts", open=False, visible=False) as details:
+        groups = html("", elem_id="groups")
+    seen, order, limit, undone = gr.State(""), gr.State([]), gr.State(AT_ONCE), gr.State([])
+    own = [find, stop, panel, summary, curve, tools, undo, cards, more, details, groups, seen, order]
+
+    def follow(project: Project | None, known: list[str], count: int, can_undo: bool) -> Updates:
+        """All but the settings; the cards stay where they are for as long as they are the same pictures."""
+        status = project.status("select") if project else {"state": "absent"}
+        running = status["state"] == "running"
+        choice = None if running else _choice(project)
+        if choice and sorted(known) != sorted(c.id for c in choice.candidates):
+            known = [c.id for c in choice.candidates]
+        listed = choice is not None and bool(choice.candidates)
+        return {
+            find: gr.update(interactive=not running),
+            stop: gr.update(visible=running),
+            panel: _panel(project, status, choice),
+            summary: _summary(choice) if choice else "",
+            curve: _curve(choice) if choice else "",
+            tools: gr.update(visible=choice is not None),
+            undo: gr.update(interactive=can_undo, visible=listed),
+            cards: _cards(project, choice, known[:count]) if listed else "",
+            more: gr.update(visible=listed and len(known) > count),
+            details: gr.update(visible=listed and bool(choice.groups)),
+            groups: _groups(project, choice) if listed and choice.groups else "",
+            seen: _seen(project),
+            order: known if listed else [],
+        }
+
+    def show(project: Project | None) -> Updates:
+        updates = {**follow(project, [], AT_ONCE, False), limit: AT_ONCE, undone: [], message: ""}
+        return {**shown(project, SelectionSettings, widgets), **updates}
+
+    def tick(project_id: str, before: str, known: list, count: int, past: list) -> Updates:
+        project = opened(project_id)
+        if _seen(project) == before:
+            return gr.skip()
+        return follow(project, known, count, bool(past))
+
+    def start(project_id: str, **values) -> Updates:
+        project = required(project_id)
+        if not (project.subject / "subject.json").is_file():
+            raise UserError("Finish step 1 first: press “Use these pictures” there.")
+        settings = settings_from(SelectionSettings, values)
+        remember(project, settings)
+        parts = [remembered(project, TrainingSettings), settings]
+        workers.start(project, "select", [f"--backbone={shared.backbone}", *workers.options(parts)])
+        return {**follow(project, [], AT_ONCE, False), limit: AT_ONCE, undone: []}
+
+    def halt(project_id: str) -> Updates:
+        workers.stop(required(project_id), "select")
+        return {stop: gr.update(value="Stopping …", interactive=False)}
+
+    def revised(project_id: str, known: list, count: int, past: list, how) -> Updates:
+        from bat_ui.choice import Choice  # here and below, since it takes seconds to import
+
+        project = required(project_id)
+        with _revising:
+            if project.status("select")["state"] == "running":
+                raise UserError("New pictures are being looked for: wait for them.")
+            before = Choice.load(project.choice)
+            after = how(before, project.sketches)
+            if after != before:
+                after.save(project.choice)
+                past = [*past, (before.dropped, before.kept, before.num_backbone)]
+        return {**follow(project, known, count, bool(past)), undone: past}
+
+    def toggle_card(project_id: str, known: list, count: int, past: list, event: gr.EventData) -> Updates:
+        from bat_ui.choice import toggle
+
+        return revised(project_id, known, count, past, lambda choice, sketches: toggle(choice, event.id, sketches))
+
+    def undo_last(project_id: str, known: list, count: int, past: list) -> Updates:
+        from bat_ui.choice import revise
+
+        if not past:
+            return {}
+        dropped, kept, m = past[-1]
+
+        def back(choice, sketches):
+            return revise(choice, sketches, dropped=dropped, kept=kept, num_backbone=m)
+
+        updates = revised(project_id, known, count, past, back)
+        return {**updates, undone: past[:-1], undo: gr.update(interactive=len(past) > 1)}
+
+    def set_number(project_id: str, wanted: int | None, known: list, count: int, past: list) -> Updates:
+        from bat_ui.choice import revise
+
+        project = opened(project_id)
+        if project is None or _choice(project) is None or not _choice(project).candidates:
+            return {}
+
+        def resize(choice, sketches):
+            return revise(choice, sketches, dropped=choice.dropped, kept=choice.kept, num_backbone=wanted or None)
+
+        return revised(project_id, known, count, past, resize)
+
+    def show_more(project_id: str, known: list, count: int, past: list) -> Updates:
+        project = required(project_id)
+        return {**follow(project, known, count + AT_ONCE, bool(past)), limit: count + AT_ONCE}
+
+    view = [id, order, limit, undone]
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    shared.timer.tick(tick, [id, seen, order, limit, undone], own, queue=False, **private)
+    find.click(
+        answering(message, start), id, [message, limit, undone, *own], inputs_kwargs=widgets, api_name="find_pictures"
+    )
+    stop.click(answering(message, halt), id, [message, stop], api_name="stop_finding")
+    cards.click(
+        answering(message, toggle_card), view, [message, undone, *own],
+        trigger_mode="multiple", concurrency_limit=1, **private,
+    )  # fmt: skip
+    undo.click(answering(message, undo_last), view, [message, undone, *own], **private)
+    number.release(answering(message, set_number), [id, number, order, limit, undone], [message, undone, *own], **private)
+    more.click(answering(message, show_more), view, [message, limit, *own], **private)
+    go_on.click(lambda: gr.Walkthrough(selected=3), None, shared.walk, **private)
+    return Step(show, [message, limit, undone, *widgets.values(), *own])
+
+
+def _choice(project: Project | None):
+    from bat_ui.choice import Choice
+
+    if project is None or not project.choice.is_file():
+        return None
+    return Choice.load(project.choice)
+
+
+def _seen(project: Project | None) -> str:
+    if project is None:
+        return ""
+    return (
+        fingerprint(project, project.subject / "subject.json", project.status_file("select"), project.choice)
+        + (
+            project.status("select")["state"]  # a worker that dies writes nothing
+        )
+    )
+
+
+def _panel(project: Project | None, status: dict, choice) -> str:
+    """What is going on, or what to do."""
+    if status["state"] == "running":
+        return progress_bar(status)
+    if status["state"] == "failed":
+        return alert(status.get("message") or "The search failed.")
+    said = ""
+    if status["state"] == "stopped":
+        said = note("The search was stopped." + (" The earlier choice is still here." if choice else ""))
+    if choice is None:
+        return said or hint("No pictures are chosen yet.")
+    subject = project.subject / "subject.json"
+    if subject.is_file() and subject.stat().st_mtime_ns > project.choice.stat().st_mtime_ns:
+        said += note("You changed your pictures since these were found: find helpful pictures again.")
+    return said
+
+
+def _summary(choice) -> str:
+    taken, total = len(choice.chosen), len(choice.candidates)
+    if not total:
+        return "<p>No backbone pictures: training will see your pictures alone.</p>"
+    words = f'<b id="taken">{taken} of {total} taken</b>'
+    if choice.errors and taken < len(choice.errors):
+        words += f": the predicted error falls to {choice.errors[taken] / choice.errors[0]:.0%} of what it is without any."
+    by_hand = len(choice.dropped) + len(choice.kept)
+    if by_hand:
+        words += f" <span>{by_hand} changed by hand.</span>"
+    return f"<p>{words}</p><p>Click a picture to drop or take it. Pictures stay where they are; ranks follow.</p>"
+
+
+def _curve(choice) -> str:
+    if len(choice.errors) < 2:
+        return ""
+    points = list(enumerate(float(e) for e in choice.errors))
+    taken = min(len(choice.chosen), len(points) - 1)
+    marks = [Mark(taken, points[taken][1], f"{taken} taken")]
+    if choice.knee is not None and choice.knee != taken and choice.knee < len(points):
+        marks.insert(0, Mark(choice.knee, points[choice.knee][1], f"bend at {choice.knee}", "bend"))
+    return line_chart(
+        [Series("", points, "line")],
+        x_label="backbone pictures",
+        y_label="Predicted error, 1 = without backbone pictures",
+        description=f"The predicted error falls from 1 without backbone pictures to {points[taken][1]:.2f} with {taken}.",
+        marks=marks,
+    )
+
+
+def _cards(project: Project, choice, ids: list[str]) -> str:
+    by_id = {c.id: c for c in choice.candidates}
+    return f'<div class="grid" role="group" aria-label="Backbone pictures">{"".join(_card(project, choice, by_id[i]) for i in ids)}</div>'
+
+
+def _card(project: Project, choice, c) -> str:
+    facts = []
+    if c.similarity is not None:
+        facts.append(f"CLIP similarity {c.similarity:.2f}")
+    if c.verdict:
+        facts.append(VERDICTS.get(c.verdict, c.verdict))
+    if c.gain is not None:
+        facts.append(f"lowers the predicted error by {100 * c.gain:.1f} %")
+    hand = "kept by hand" if c.id in choice.kept else "dropped by hand" if c.id in choice.dropped else ""
+    picture = project.candidate_picture(c.id)
+    source = escape(address(picture)) if picture.is_file() else ""
+    return (
+        f'<button type="button" class="pick {escape((c.verdict or "").split(" ")[0])}" data-id="{escape(c.id)}" '
+        f'aria-pressed="{str(c.chosen).lower()}">'
+        f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
+        f'<span class="rank">{f"#{c.rank}" if c.rank else "–"}</span><span class="tick" aria-hidden="true">✓</span>'
+        f"<b>{escape(c.caption)}</b>" + "".join(f"<span>{escape(f)}</span>" for f in facts)
+        + (f"<i>{hand}</i>" if hand else "") + "</button>"
+    )  # fmt: skip
+
+
+def _groups(project: Project, choice) -> str:
+    rows = []
+    for group in choice.groups:
+        members = [c for c in choice.candidates if c.group == group["group"]]
+        faces = "".join(
+            f'<img src="{escape(address(project.candidate_picture(c.id)))}" alt="{escape(c.caption)}" loading="lazy" width="40" '
+            f'height="40">'
+            for c in members[:5]
+            if project.candidate_picture(c.id).is_file()
+        )
+        low, high = group["interval"]
+        rows.append(
+            f"<tr><td>{faces}</td><td>{VERDICTS.get(group['verdict'], escape(group['verdict']))}</td>"
+            f"<td>{sum(c.chosen for c in members)} of {group['size']}</td>"
+            f"<td>{group['disagreement']:.2f} <small>({low:.2f} to {high:.2f})</small></td></tr>"
+        )
+    return (
+        "<p>Pictures that look alike are judged together. Disagreement is 0 where a group pulls the adapter just where your "
+        "pictures do, and 1 where it is as far off as an adapter that knows nothing.</p>"
+        "<div class='scroll'><table><thead><tr><th>Group</th><th>Verdict</th><th>Taken</th><th>Disagreement</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -1,0 +1,77 @@
+"""Widgets and settings: bound to each other by the names of the settings' fields, never by their order.
+
+In: a settings dataclass and a dictionary of components by field name.  Out: settings from the components' values (given
+to Gradio as `inputs_kwargs`), and updates that show saved settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+import gradio as gr
+from gradio.components import Component
+
+from bat_ui.errors import UserError
+from bat_ui.project import Project, read_json, write_json
+
+Settings = TypeVar("Settings")
+Widgets = dict[str, Component]
+
+
+def bound(kind: type, widgets: Widgets) -> Widgets:
+    """`widgets`, after a check that they name each field of `kind` once and start at its defaults."""
+    names = {field.name for field in fields(kind)}
+    if names != set(widgets):
+        raise ValueError(f"widgets and fields of {kind.__name__} differ: {sorted(names ^ set(widgets))}")
+    for field in fields(kind):
+        widgets[field.name].value = _shown(field.default)
+    return widgets
+
+
+def settings_from(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """The settings that the widgets' values say.  Raises UserError for a field that is empty or no number.
+
+    For a field whose default is None, an empty widget or 0 means None.
+    """
+    return kind(**{field.name: _value(field, values[field.name]) for field in fields(kind)})
+
+
+def remember(project: Project, *parts: object) -> None:
+    """Keep settings with the project, so that any page that opens it shows them."""
+    saved = read_json(_file(project)) or {}
+    write_json(_file(project), saved | {type(part).__name__: asdict(part) for part in parts})
+
+
+def remembered(project: Project | None, kind: type[Settings]) -> Settings:
+    """The project's settings of that kind, its defaults where there are none."""
+    saved = (read_json(_file(project)) or {}).get(kind.__name__, {}) if project else {}
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in saved.items() if name in names})
+
+
+def shown(project: Project | None, kind: type, widgets: Widgets) -> dict[Component, Any]:
+    """Updates that make the widgets show the project's settings."""
+    return {widgets[name]: gr.update(value=_shown(v)) for name, v in asdict(remembered(project, kind)).items()}
+
+
+def _file(project: Project):
+    return project.folder / "settings.json"
+
+
+def _shown(value: Any) -> Any:
+    return 0 if value is None else value
+
+
+def _value(field, value: Any) -> Any:
+    if field.default is None:
+        return int(value) if value else None
+    if isinstance(field.default, str):
+        return str(value)
+    if value is None or value == "":
+        raise UserError(f"The setting {field.name.replace('_', ' ')} is empty: fill in a number.")
+    try:
+        return type(field.default)(value)
+    except (TypeError, ValueError) as problem:
+        raise UserError(f"The setting {field.name.replace('_', ' ')} is not a number: fill in one.") from problem

@@ -1,0 +1,114 @@
+"""Small parts that the steps share: messages, progress, pictures by address, events that answer errors in a sentence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import wraps
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+from gradio.components import Component
+
+from bat_ui.errors import UserError
+from bat_ui.project import Project, find_project
+
+log = logging.getLogger("bat_ui.web")
+
+Updates = dict[Component, Any]
+UNEXPECTED = "Something unexpected went wrong; the terminal that runs the page says more. Nothing of yours was lost."
+
+
+def html(value: str, elem_id: str | None = None, elem_classes: str | None = None) -> gr.HTML:
+    """Plain markup in the page's own style."""
+    return gr.HTML(value, elem_id=elem_id, elem_classes=elem_classes, js_on_load=None, apply_default_css=False)
+
+
+def message_box(elem_id: str) -> gr.HTML:
+    """Where a step says what is wrong."""
+    return html("", elem_id=elem_id, elem_classes="message")
+
+
+def alert(*sentences: str) -> str:
+    """What is wrong, read out by screen readers."""
+    lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return f'<div class="notice bad" role="alert">{lines}</div>' if sentences else ""
+
+
+def note(*sentences: str) -> str:
+    """What is good to know."""
+    lines = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return f'<div class="notice" role="status">{lines}</div>' if sentences else ""
+
+
+def hint(text: str) -> str:
+    """What an empty place is for."""
+    return f'<p class="empty">{escape(text)}</p>'
+
+
+def answering(message: gr.HTML, handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """The handler as an event's function: an error is said in `message`, everything else on the page stays."""
+
+    @wraps(handler)
+    def answered(*values, **named) -> Updates:
+        try:
+            return {message: "", **handler(*values, **named)}
+        except UserError as problem:
+            return {message: alert(str(problem))}
+        except Exception:
+            log.exception("An event of the page failed")
+            return {message: alert(UNEXPECTED)}
+
+    return answered
+
+
+def opened(id: str | None) -> Project | None:
+    """The project with that id, None if there is none (any more)."""
+    try:
+        return find_project(id or "")
+    except UserError:
+        return None
+
+
+def required(id: str | None, sentence: str = "Choose pictures of your subject in step 1 first.") -> Project:
+    """The project with that id.  Raises UserError with `sentence` if there is none."""
+    project = opened(id)
+    if project is None:
+        raise UserError(sentence)
+    return project
+
+
+def fingerprint(project: Project, *files: Path) -> str:
+    """A word that changes when the project or one of the files does."""
+    times = (file.stat().st_mtime_ns if file.exists() else 0 for file in files)
+    return "-".join([project.folder.name, *(f"{time:x}" for time in times)])
+
+
+def address(path: Path) -> str:
+    """Where the browser finds a file of a project, relative to the page; new whenever the file is."""
+    return f"gradio_api/file={quote(str(path))}?v={path.stat().st_mtime_ns:x}"
+
+
+def progress_bar(status: Mapping[str, Any]) -> str:
+    """A running verb in words and as a bar, with the time that is left if it can be told."""
+    done, total, what = status["done"], status["total"], status["what"]
+    if total <= 1:
+        return f'<div class="run"><p>{escape(what)} …</p><progress aria-label="{escape(what)}"></progress></div>'
+    left = time_left(status)
+    words = f"{what}: {done:,} of {total:,}" + (f" · {left} left" if left else "")
+    return (
+        f'<div class="run"><p>{escape(words)}</p>'
+        f'<progress aria-label="{escape(what)}" value="{done}" max="{total}"></progress></div>'
+    )
+
+
+def time_left(status: Mapping[str, Any]) -> str:
+    """Roughly how long the present part still takes, from its own pace; empty until there is one."""
+    made, seconds = status["done"] - status.get("first", 0), status["updated"] - status["since"]
+    if made < 1 or seconds < 2:
+        return ""
+    rest = (status["total"] - status["done"]) * seconds / made
+    return f"about {max(round(rest / 5) * 5, 5)} s" if rest < 90 else f"about {round(rest / 60)} min"

@@ -1,0 +1,226 @@
+"""Step 1 of the page: the subject's pictures, their captions, what the subject is, whether to cut it out.
+
+In: uploads and clicks.  Out: the project's draft (draft.py) and, by "Use these pictures", its subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from bat_ui.errors import UserError
+from bat_ui.pictures import SUFFIXES
+from bat_ui.project import Project, new_project
+from bat_ui.subject import subject_warnings
+from bat_ui.web import draft as drafts
+from bat_ui.web.parts import Updates, address, alert, answering, html, message_box, note, opened
+from bat_ui.web.step import Shared, Step
+
+EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
+EXAMPLE_NAMES = {
+    "flat-cat": "Cat",
+    "flat-moon": "Moon",
+    "outlined-monkey": "Monkey",
+    "red-haired-woman": "Red-haired woman",
+}
+NO_PICTURE = "There is no picture of the subject: choose 3 to 10."
+
+
+def build_subject_step(shared: Shared) -> Step:
+    """Lay out the step and wire its events."""
+    id = shared.project
+    html(
+        "<h2>Who or what is it?</h2><p>Three to ten pictures of one subject, as different from one another as you have.</p>"
+    )
+    files = gr.File(
+        label="Pictures of your subject (JPEG, PNG or WebP)",
+        file_count="multiple",
+        file_types=list(SUFFIXES),
+        elem_id="upload",
+        height=150,
+    )
+    with gr.Row(elem_classes="examples"):
+        html("<span>Or try an example:</span>")
+        examples = {name: _example_button(name) for name in EXAMPLE_NAMES if (EXAMPLES / name).is_dir()}
+    message = message_box("subject-message")
+    with gr.Row():
+        noun = gr.Textbox(
+            label="What is it?",
+            info="A word or two, such as cat or rag doll.",
+            placeholder="cat",
+            max_lines=1,
+            elem_id="noun",
+            min_width=260,
+        )
+        cut_out = gr.Checkbox(
+            label="Cut the subject out onto white",
+            info="For photos: the sticker model knows white backgrounds only.",
+            elem_id="cut-out",
+            min_width=260,
+        )
+    calling = html("", elem_id="calling")
+    shown = gr.State("")
+    with gr.Column(elem_id="subject-cards"):
+
+        @gr.render(inputs=[id, shown], triggers=[shown.change])
+        def picture_cards(project_id: str, _: str) -> None:
+            project = opened(project_id)
+            draft = drafts.Draft.load(project)
+            boxes = []
+            with gr.Row(elem_classes="cards"):
+                for picture in draft.pictures:
+                    with gr.Column(elem_classes="card", min_width=0):
+                        made = drafts.preview(project, picture.name, drafts.wants_cut_out(draft)) / f"{picture.name}.png"
+                        html(f'<img src="{escape(address(made))}" alt="{escape(picture.name)}" width="160" height="160">')
+                        label = f"Caption of {picture.name}"
+                        box = gr.Textbox(picture.caption, label=label, placeholder="as above", lines=2, max_lines=4)
+                        box.blur(keeper(picture.name), [id, box], None, show_progress="hidden", api_visibility="private")
+                        remove = gr.Button("Remove", size="sm", elem_classes="quiet")
+                        remove.click(remover(picture.name), id, [message, *own], api_visibility="private")
+                        boxes.append(box)
+            use.click(
+                answering(message, use_pictures),
+                [id, noun, identifier, cut_out, *boxes],
+                [message, shared.walk, *own],
+                trigger_mode="once",
+                api_visibility="private",
+            )
+
+    warnings = html("", elem_id="subject-warnings")
+    with gr.Accordion("Advanced", open=False):
+        identifier = gr.Textbox(
+            label="Identifier",
+            info="The made-up word that is to mean your subject in captions and prompts.",
+            value="sks",
+            max_lines=1,
+            elem_id="identifier",
+        )
+    use = gr.Button("Use these pictures", variant="primary", elem_id="use-pictures")
+    own = [noun, cut_out, calling, warnings, identifier, shown, files]
+
+    def show(project: Project | None) -> Updates:
+        draft = drafts.Draft.load(project)
+        cutting = drafts.wants_cut_out(draft)
+        said = subject_warnings(drafts.as_subject(project, draft, _template())) if draft.pictures else []
+        key = f"{project.folder.name if project else ''}|{cutting}|{'/'.join(p.name for p in draft.pictures)}"
+        return {
+            noun: draft.class_noun,
+            cut_out: cutting,
+            calling: _calling(draft),
+            warnings: note(*said),
+            identifier: draft.identifier,
+            shown: key,
+            files: None,
+        }
+
+    def add(project_id: str, chosen: list[str] | None, class_noun: str, word: str) -> Updates:
+        project = opened(project_id) or new_project()
+        drafts.change(project, class_noun=class_noun, identifier=word)
+        try:
+            problems = drafts.add_pictures(project, [Path(file) for file in chosen or []])
+        except UserError as problem:
+            problems = [str(problem)]
+        return {**show(project), id: project.folder.name, message: alert(*problems)}
+
+    def say(project_id: str, class_noun: str, word: str) -> Updates:
+        project = opened(project_id)
+        return {calling: _calling(drafts.change(project, class_noun=class_noun, identifier=word))} if project else {}
+
+    def cut(project_id: str, wished: bool) -> Updates:
+        project = opened(project_id)
+        if project is None:
+            return {}
+        drafts.change(project, cut_out=wished)
+        return show(project)
+
+    def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, *captions: str) -> Updates:
+        from bat_ui import line  # here, since it takes seconds to import and the page should be up before
+
+        project = opened(project_id)
+        if project is None:
+            raise UserError(NO_PICTURE)
+        draft = drafts.change(project, class_noun=class_noun, identifier=word)
+        if wished != drafts.wants_cut_out(draft):
+            draft = drafts.change(project, cut_out=wished)
+        if captions:
+            draft = drafts.set_captions(project, {p.name: text for p, text in zip(draft.pictures, captions)})
+        if not draft.used or not (project.subject / "subject.json").is_file():
+            line.prepare(
+                project,
+                drafts.sources(project, draft),
+                class_noun,
+                template=_template(),
+                captions=[p.caption or None for p in draft.pictures],
+                cut_out=wished,
+                identifier=word,
+            )
+            drafts.change(project, used=True)
+        return {**show(project), shared.walk: gr.Walkthrough(selected=2)}
+
+    def example_user(folder: Path) -> Callable[[str], Updates]:
+        def use_example(project_id: str) -> Updates:
+            project = opened(project_id) or new_project()
+            drafts.use_example(project, folder)
+            return {**show(project), id: project.folder.name}
+
+        return answering(message, use_example)
+
+    def remover(name: str) -> Callable[[str], Updates]:
+        def remove(project_id: str) -> Updates:
+            project = opened(project_id)
+            if project is None:
+                return {}
+            drafts.remove_picture(project, name)
+            return show(project)
+
+        return answering(message, remove)
+
+    def keeper(name: str) -> Callable[[str, str], None]:
+        def keep(project_id: str, caption: str) -> None:
+            project = opened(project_id)
+            if project is not None:
+                drafts.set_captions(project, {name: caption})
+
+        return keep
+
+    files.upload(
+        answering(message, add),
+        [id, files, noun, identifier],
+        [id, message, *own],
+        api_name="add_pictures",
+        concurrency_limit=2,
+    )
+    for name, button in examples.items():
+        button.click(example_user(EXAMPLES / name), id, [id, message, *own], api_visibility="private")
+    for box in (noun, identifier):
+        box.input(
+            answering(message, say),
+            [id, noun, identifier],
+            [message, calling],
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+    cut_out.input(answering(message, cut), [id, cut_out], [message, *own], api_name="cut_out", concurrency_limit=2)
+    return Step(show, own)
+
+
+def _example_button(name: str) -> gr.Button:
+    picture = sorted((EXAMPLES / name).glob("*.png"))[-1]
+    return gr.Button(EXAMPLE_NAMES[name], icon=picture, size="md", min_width=0, scale=0, elem_id=f"example-{name}")
+
+
+def _calling(draft: drafts.Draft) -> str:
+    if not draft.pictures:
+        return ""
+    caption = escape(drafts.default_caption(draft, _template()))
+    return f'<p>Pictures without a caption of their own are called <q id="default-caption">{caption}</q>.</p>'
+
+
+def _template() -> str:
+    from bat_ui.backbones import STICKER_TEMPLATE  # here, since it takes seconds to import
+
+    return STICKER_TEMPLATE
