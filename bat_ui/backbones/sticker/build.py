@@ -82,9 +82,10 @@ def cached_pictures(stickers: list[data.Sticker], work: Path) -> np.ndarray:
 
 @torch.no_grad()
 def encode_pictures(autoencoder: AutoencoderTiny, pictures: np.ndarray) -> torch.Tensor:
-    """Latents (n, 8, 16, 16) of uint8 pictures (n, 64, 64, 3)."""
+    """Scaled latents (n, 16, 16, 16) of uint8 pictures (n, 64, 64, 3)."""
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    return torch.cat([autoencoder.encode(normalize(batch)).latents for batch in images.split(256)])
+    latents = torch.cat([autoencoder.encode(normalize(batch)).latents for batch in images.split(256)])
+    return latents * autoencoder.config.scaling_factor
 
 
 @torch.no_grad()
