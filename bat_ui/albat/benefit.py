@@ -15,7 +15,7 @@ from torch import Tensor
 
 FINE = 64  # this many picks are made one by one, among the best of a pool, chosen anew after 4 to 16 picks
 BLOCK, POOL = 16, 128
-GROWTH = 5  # later ones in blocks of one for every GROWTH images already picked
+GROWTH, COARSE = 5, 256  # later ones in blocks of one for every GROWTH picked; from COARSE on the blocks double
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,10 @@ class Picks:
     def block(self, fine: int) -> int:
         """How many to pick before all candidates are scored again."""
         done = len(self.order)
-        size = min(max(4, done // 2), BLOCK, fine - done) if done < fine else max(1, done // GROWTH)
+        if done < fine:
+            size = min(max(4, done // 2), BLOCK, fine - done)
+        else:
+            size = max(1, done if done >= COARSE else done // GROWTH)
         return min(size, int(self.rounds[0].sum()), self.limit - done)
 
 
@@ -119,8 +122,8 @@ def rank_by_benefit(
     beside one adaptation image. forced (n,) booleans are ranked first, then allowed (n,) ones, at most limit in all.
     disagreement: lam_j / sigma^2 by group label (validity); adds bias_S^2 = sum_j lam_j |L M_S H_{S,j}|^2 to the
     errors. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks
-    (pool >= n is plain greedy); then the best m / 5 images are taken at a time. The errors are exact for the order
-    either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
+    (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and from 256 on the best m.
+    The errors are exact for the order either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
     """
     picks = Picks(len(curvature), allowed, forced, limit)
     rows = curvature[picks.places] * weight**0.5
@@ -143,10 +146,12 @@ def rank_by_benefit(
         new = m.columns[before:]
         reach = new @ risk.T
         falls.append(reach.square().sum(1).view(block, rank).sum(1))
+        picks.order += picked.tolist()
+        if len(picks.order) == picks.limit:
+            break
         shared = (rows.reshape(-1, size) @ new.T).view(count, rank, -1)
         image -= shared @ reach
         own -= shared.square().sum(2, keepdim=True) if rank == 1 else shared @ shared.mT
-        picks.order += picked.tolist()
     gains = torch.cat(falls) * noise if falls else risk.new_zeros(0)
     errors = torch.cat([noise * error[None], noise * error - gains.cumsum(0)])
     if disagreement is not None and groups is not None and picks.order:

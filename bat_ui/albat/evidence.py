@@ -154,7 +154,8 @@ def estimate_scales(
     there. starts: subject images where the prior is centred (the untrained adapter), so C = 0 and lam = 1 / ridge.
     judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. Both may be empty:
     the groups that agree best already show how far the truth lies in directions that the subject's images leave open.
-    The ridge is the best of a grid of half decades, refined once to fifths of a decade.
+    The ridge is the best of a grid of half decades, refined once to fifths of a decade, and at most the adaptation's
+    largest curvature: training moves at least the direction that the subject's images determine best.
     """
     zero = torch.zeros((), dtype=torch.float64)
     largest = spectrum(adaptation).values.max().item()
@@ -171,8 +172,8 @@ def estimate_scales(
             total += likelihood(o.gradient, o.curvature, posterior(o.rest, ridge))(zero, noise).item()
         return total, noise, ridge
 
-    exponents = [i / 2 for i in range(-10, 3)]
+    exponents = [i / 2 for i in range(-10, 1)]
     scores = {e: score(e) for e in exponents}
     best = max(scores, key=lambda e: scores[e][0])
-    scores |= {best + step / 10: score(best + step / 10) for step in (-4, -2, 2, 4)}
+    scores |= {best + step / 10: score(best + step / 10) for step in (-4, -2, 2, 4) if best + step / 10 <= 0}
     return max(scores.values())[1:]

@@ -16,7 +16,7 @@ from torch import Tensor
 from bat_ui.albat.benefit import Ranking, design_weights, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
 from bat_ui.albat.evidence import Observed, estimate_scales, spectrum
-from bat_ui.albat.validity import DOUBTFUL, VALID, Validity, group_disagreement
+from bat_ui.albat.validity import DOUBTFUL, UNKNOWN, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine")
@@ -172,7 +172,7 @@ def select(
     - without_validity, without_benefit (seeded random order): albat less one half.
     - gradient_cosine: the baseline of LESS.
 
-    doubtful: take doubtful groups too, at the price of their bias in the predicted error. weighted: sampling weights
+    doubtful: take all but harmful groups, at the price of their bias in the predicted error. weighted: sampling weights
     by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
@@ -187,7 +187,7 @@ def select(
         raise UserError("An image is both excluded and added: undo one of the two.")
     by_group = assessment.verdicts(rule)
     verdicts = tuple(by_group[g] for g in s.groups.tolist())
-    accepted = {VALID, DOUBTFUL} if doubtful else {VALID}
+    accepted = {VALID, DOUBTFUL, UNKNOWN} if doubtful else {VALID}
     open_rule = rule in ("without_validity", "gradient_cosine")
     allowed = torch.tensor([open_rule or v in accepted for v in verdicts], dtype=torch.bool)
     allowed[[where[name] for name in excluded]] = False
