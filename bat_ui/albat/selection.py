@@ -172,8 +172,8 @@ def select(
     - without_validity, without_benefit (seeded random order): albat less one half.
     - gradient_cosine: the baseline of LESS.
 
-    doubtful: take all but harmful groups, at the price of their bias in the predicted error. weighted: sampling weights
-    by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
+    doubtful: take all but harmful groups, at the price of their bias in the predicted error. weighted: sampling
+    weights by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
         raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")
