@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -18,6 +19,8 @@ from bat_ui.albat.selection import RULES, Assessment, Sketches, assess
 from bat_ui.albat.selection import select as rank_candidates
 from bat_ui.errors import UserError
 from bat_ui.project import read_json, write_json
+
+_judging = Lock()
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def judge(sketches_path: Path) -> tuple[Sketches, Assessment]:
     """
     if not sketches_path.is_file():
         raise UserError("The sketches of this selection are missing: run the selection again.")
-    return _judged(sketches_path, sketches_path.stat().st_mtime_ns)
+    with _judging:  # who asks second waits for the first one's answer
+        return _judged(sketches_path, sketches_path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)

@@ -6,19 +6,17 @@ In: a project with a subject.  Out: its selection.json, by a worker; revised her
 from __future__ import annotations
 
 import threading
-from html import escape
+from contextlib import suppress
 
 import gradio as gr
 
 from bat_ui.errors import UserError
 from bat_ui.project import Project
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.web import workers
+from bat_ui.web import candidates, workers
 from bat_ui.web.binding import bound, remember, remembered, settings_from, shown
-from bat_ui.web.charts import Mark, Series, line_chart
 from bat_ui.web.parts import (
     Updates,
-    address,
     alert,
     answering,
     fingerprint,
@@ -38,18 +36,15 @@ RULES = [
     ("Random: any", "random"),
     ("None: your pictures alone", "none"),
 ]
-VERDICTS = {
-    "valid": "agrees with your subject",
-    "doubtful": "may disagree with your subject",
-    "harmful": "pulls away from your subject",
-    "too small to judge": "too few alike to judge",
-}
 AT_ONCE = 60  # pictures shown before "Show more"
 
 # One listener for all cards: a click, or Enter or Space on a focused card, tells which picture it was.
 TELL_WHICH = """element.addEventListener('click', (event) => {
     const card = event.target.closest('[data-id]');
-    if (card) trigger('click', {id: card.dataset.id});
+    if (!card) return;
+    card.setAttribute('aria-busy', 'true');
+    setTimeout(() => card.removeAttribute('aria-busy'), 8000);
+    trigger('click', {id: card.dataset.id});
 });"""
 
 _revising = threading.Lock()  # a selection is read, revised and written by one event at a time
@@ -91,9 +86,9 @@ def build_backbone_step(shared: Shared) -> Step:
         stop = gr.Button("Stop", visible=False, elem_id="stop-find")
     message = message_box("backbone-message")
     panel = html("", elem_id="backbone-panel")
-    summary = html("", elem_id="backbone-summary")
     curve = html("", elem_id="curve")
-    with gr.Row(visible=False) as tools:
+    with gr.Row(visible=False, elem_id="pick-tools") as tools:
+        summary = html("", elem_id="backbone-summary")
         undo = gr.Button("Undo", interactive=False, elem_id="undo", size="sm", scale=0)
         go_on = gr.Button("Go on to training", variant="primary", elem_id="to-training", size="sm", scale=0)
     cards = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="candidates")
@@ -110,19 +105,21 @@ def build_backbone_step(shared: Shared) -> Step:
         choice = None if running else _choice(project)
         if choice and sorted(known) != sorted(c.id for c in choice.candidates):
             known = [c.id for c in choice.candidates]
+            if choice.rule == "albat":
+                threading.Thread(target=_judge, args=(project,), daemon=True).start()  # before the first click needs it
         listed = choice is not None and bool(choice.candidates)
         return {
             find: gr.update(interactive=not running),
             stop: gr.update(visible=running),
             panel: _panel(project, status, choice),
-            summary: _summary(choice) if choice else "",
-            curve: _curve(choice) if choice else "",
+            summary: candidates.summary(choice) if choice else "",
+            curve: candidates.curve(choice) if choice else "",
             tools: gr.update(visible=choice is not None),
             undo: gr.update(interactive=can_undo, visible=listed),
-            cards: _cards(project, choice, known[:count]) if listed else "",
+            cards: candidates.cards(project, choice, known[:count]) if listed else "",
             more: gr.update(visible=listed and len(known) > count),
             details: gr.update(visible=listed and bool(choice.groups)),
-            groups: _groups(project, choice) if listed and choice.groups else "",
+            groups: candidates.groups(project, choice) if listed and choice.groups else "",
             seen: _seen(project),
             order: known if listed else [],
         }
@@ -213,8 +210,15 @@ def build_backbone_step(shared: Shared) -> Step:
     undo.click(answering(message, undo_last), view, [message, undone, *own], **private)
     number.release(answering(message, set_number), [id, number, order, limit, undone], [message, undone, *own], **private)
     more.click(answering(message, show_more), view, [message, limit, *own], **private)
-    go_on.click(lambda: gr.Walkthrough(selected=3), None, shared.walk, **private)
+    go_on.click(lambda: gr.Tabs(selected=3), None, shared.tabs, **private)
     return Step(show, [message, limit, undone, *widgets.values(), *own])
+
+
+def _judge(project: Project) -> None:
+    from bat_ui.choice import judge
+
+    with suppress(UserError):
+        judge(project.sketches)
 
 
 def _choice(project: Project | None):
@@ -251,83 +255,3 @@ def _panel(project: Project | None, status: dict, choice) -> str:
     if subject.is_file() and subject.stat().st_mtime_ns > project.choice.stat().st_mtime_ns:
         said += note("You changed your pictures since these were found: find helpful pictures again.")
     return said
-
-
-def _summary(choice) -> str:
-    taken, total = len(choice.chosen), len(choice.candidates)
-    if not total:
-        return "<p>No backbone pictures: training will see your pictures alone.</p>"
-    words = f'<b id="taken">{taken} of {total} taken</b>'
-    if choice.errors and taken < len(choice.errors):
-        words += f": the predicted error falls to {choice.errors[taken] / choice.errors[0]:.0%} of what it is without any."
-    by_hand = len(choice.dropped) + len(choice.kept)
-    if by_hand:
-        words += f" <span>{by_hand} changed by hand.</span>"
-    return f"<p>{words}</p><p>Click a picture to drop or take it. Pictures stay where they are; ranks follow.</p>"
-
-
-def _curve(choice) -> str:
-    if len(choice.errors) < 2:
-        return ""
-    points = list(enumerate(float(e) for e in choice.errors))
-    taken = min(len(choice.chosen), len(points) - 1)
-    marks = [Mark(taken, points[taken][1], f"{taken} taken")]
-    if choice.knee is not None and choice.knee != taken and choice.knee < len(points):
-        marks.insert(0, Mark(choice.knee, points[choice.knee][1], f"bend at {choice.knee}", "bend"))
-    return line_chart(
-        [Series("", points, "line")],
-        x_label="backbone pictures",
-        y_label="Predicted error, 1 = without backbone pictures",
-        description=f"The predicted error falls from 1 without backbone pictures to {points[taken][1]:.2f} with {taken}.",
-        marks=marks,
-    )
-
-
-def _cards(project: Project, choice, ids: list[str]) -> str:
-    by_id = {c.id: c for c in choice.candidates}
-    return f'<div class="grid" role="group" aria-label="Backbone pictures">{"".join(_card(project, choice, by_id[i]) for i in ids)}</div>'
-
-
-def _card(project: Project, choice, c) -> str:
-    facts = []
-    if c.similarity is not None:
-        facts.append(f"CLIP similarity {c.similarity:.2f}")
-    if c.verdict:
-        facts.append(VERDICTS.get(c.verdict, c.verdict))
-    if c.gain is not None:
-        facts.append(f"lowers the predicted error by {100 * c.gain:.1f} %")
-    hand = "kept by hand" if c.id in choice.kept else "dropped by hand" if c.id in choice.dropped else ""
-    picture = project.candidate_picture(c.id)
-    source = escape(address(picture)) if picture.is_file() else ""
-    return (
-        f'<button type="button" class="pick {escape((c.verdict or "").split(" ")[0])}" data-id="{escape(c.id)}" '
-        f'aria-pressed="{str(c.chosen).lower()}">'
-        f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
-        f'<span class="rank">{f"#{c.rank}" if c.rank else "–"}</span><span class="tick" aria-hidden="true">✓</span>'
-        f"<b>{escape(c.caption)}</b>" + "".join(f"<span>{escape(f)}</span>" for f in facts)
-        + (f"<i>{hand}</i>" if hand else "") + "</button>"
-    )  # fmt: skip
-
-
-def _groups(project: Project, choice) -> str:
-    rows = []
-    for group in choice.groups:
-        members = [c for c in choice.candidates if c.group == group["group"]]
-        faces = "".join(
-            f'<img src="{escape(address(project.candidate_picture(c.id)))}" alt="{escape(c.caption)}" loading="lazy" width="40" '
-            f'height="40">'
-            for c in members[:5]
-            if project.candidate_picture(c.id).is_file()
-        )
-        low, high = group["interval"]
-        rows.append(
-            f"<tr><td>{faces}</td><td>{VERDICTS.get(group['verdict'], escape(group['verdict']))}</td>"
-            f"<td>{sum(c.chosen for c in members)} of {group['size']}</td>"
-            f"<td>{group['disagreement']:.2f} <small>({low:.2f} to {high:.2f})</small></td></tr>"
-        )
-    return (
-        "<p>Pictures that look alike are judged together. Disagreement is 0 where a group pulls the adapter just where your "
-        "pictures do, and 1 where it is as far off as an adapter that knows nothing.</p>"
-        "<div class='scroll'><table><thead><tr><th>Group</th><th>Verdict</th><th>Taken</th><th>Disagreement</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 
-WIDTH, HEIGHT = 640, 240
+WIDTH, HEIGHT = 900, 270
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 34
 
 

@@ -123,7 +123,7 @@ def build_generation_step(shared: Shared) -> Step:
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shared.timer.tick(tick, [id, seen], own, queue=False, **private)
-    shared.walk.change(fill, [id, prompt], prompt, **private)
+    shared.tabs.change(fill, [id, prompt], prompt, **private)
     draw.click(answering(message, start), [id, prompt], [message, *own], inputs_kwargs=widgets, api_name="generate")
     stop.click(answering(message, halt), id, [message, stop], api_name="stop_generating")
     return Step(show, [message, prompt, *widgets.values(), *own])

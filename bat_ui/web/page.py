@@ -33,19 +33,19 @@ def build_page(backbone: str) -> gr.Blocks:
         timer = gr.Timer(SECONDS)
         with gr.Row(elem_id="header"):
             html(f"<h1>{TITLE}</h1><p>{PROMISE}</p>")
-            fresh = gr.Button("New project", elem_id="new-project", scale=0, min_width=130)
+            fresh = gr.Button("New project", elem_id="new-project", scale=0, min_width=130, size="sm")
         hardware = html("", elem_id="hardware")
-        with gr.Walkthrough(selected=1, elem_id="steps") as walk:
-            shared = Shared(project, walk, timer, backbone)
+        with gr.Tabs(selected=1, elem_id="steps") as tabs:
+            shared = Shared(project, tabs, timer, backbone)
             builders = (build_subject_step, build_backbone_step, build_training_step, build_generation_step)
             steps = []
-            for number, (label, build) in enumerate(zip(("Subject", "Backbone pictures", "Train", "Draw"), builders), 1):
-                with gr.Step(label, id=number):
+            for number, (label, build) in enumerate(zip(("Subject", "Backbone", "Train", "Draw"), builders), 1):
+                with gr.Tab(f"{number} {label}", id=number):
                     steps.append(build(shared))
         everything = [component for step in steps for component in step.components]
 
         def show_all(found: Project | None) -> Updates:
-            updates: Updates = {walk: gr.Walkthrough(selected=_furthest(found))}
+            updates: Updates = {tabs: gr.Tabs(selected=_furthest(found))}
             for step in steps:
                 updates |= step.show(found)
             return updates
@@ -58,9 +58,9 @@ def build_page(backbone: str) -> gr.Blocks:
             return {project: "", **show_all(None)}
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(open_page, last, [project, walk, *everything], **quiet)
+        page.load(open_page, last, [project, tabs, *everything], **quiet)
         page.load(_hardware, None, hardware, **quiet)
-        fresh.click(start_anew, None, [project, walk, *everything], **quiet)
+        fresh.click(start_anew, None, [project, tabs, *everything], **quiet)
         project.change(lambda id: id, project, last, js=PROJECT_IN_ADDRESS, **quiet)
     return page.queue(max_size=64, default_concurrency_limit=4)
 

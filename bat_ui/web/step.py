@@ -18,7 +18,7 @@ class Shared:
     or folder that workers load."""
 
     project: gr.Textbox
-    walk: gr.Walkthrough
+    tabs: gr.Tabs
     timer: gr.Timer
     backbone: str
 

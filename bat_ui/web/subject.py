@@ -84,7 +84,7 @@ def build_subject_step(shared: Shared) -> Step:
             use.click(
                 answering(message, use_pictures),
                 [id, noun, identifier, cut_out, *boxes],
-                [message, shared.walk, *own],
+                [message, shared.tabs, *own],
                 trigger_mode="once",
                 api_visibility="private",
             )
@@ -158,7 +158,7 @@ def build_subject_step(shared: Shared) -> Step:
                 identifier=word,
             )
             drafts.change(project, used=True)
-        return {**show(project), shared.walk: gr.Walkthrough(selected=2)}
+        return {**show(project), shared.tabs: gr.Tabs(selected=2)}
 
     def example_user(folder: Path) -> Callable[[str], Updates]:
         def use_example(project_id: str) -> Updates:

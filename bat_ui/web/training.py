@@ -39,10 +39,10 @@ def build_training_step(shared: Shared) -> Step:
     html("<h2>Train</h2><p>The model learns your subject. You may close this page meanwhile: training goes on.</p>")
     with gr.Row():
         steps = gr.Slider(
-            1, 2000, step=1, label="Steps", info="Longer learns more, and copies more.", elem_id="steps", min_width=240
+            1, 2000, step=1, label="Steps", info="Longer learns more, and copies more.", elem_id="steps-dial", min_width=240
         )
         strength = gr.Slider(
-            0, 4, step=0.05, label="Strength of backbone pictures", info="λ: their weight beside your pictures.",
+            0, 4, step=0.05, label="Backbone strength", info="λ: weight beside your pictures.",
             elem_id="strength", min_width=240,
         )  # fmt: skip
         rank = gr.Slider(1, 64, step=1, label="Rank", info="Size of the adapter.", elem_id="rank", min_width=240)
@@ -126,7 +126,7 @@ def build_training_step(shared: Shared) -> Step:
     begin.click(answering(message, start), id, [message, *own], inputs_kwargs=widgets, api_name="train")
     stop.click(answering(message, halt), id, [message, *own], api_name="stop_training")
     resume.click(answering(message, go_on_training), id, [message, *widgets.values(), *own], api_name="resume_training")
-    go_on.click(lambda: gr.Walkthrough(selected=4), None, shared.walk, **private)
+    go_on.click(lambda: gr.Tabs(selected=4), None, shared.tabs, **private)
     return Step(show, [message, *widgets.values(), *own])
 
 
