@@ -1,0 +1,401 @@
+"""The rules that the suite compares: each one names the backbone pictures of a run.
+
+In: a case, a store, and for rules of gradients a `Pool` of sketches that all of them share.  Out: `Chosen`, and what the
+theory predicts for it.  A rule that takes pictures takes `number` of them, or as many as there are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bat_ui.albat.benefit import asymptotic_error, rank_by_benefit
+from bat_ui.albat.cross_fit import rank_by_score
+from bat_ui.albat.selection import Assessment, Sketches, assess, select
+from bat_ui.albat.sketch import make_projection, sketch
+from bat_ui.albat.validity import cluster
+from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.choice import load_sketches, save_sketches
+from bat_ui.errors import UserError
+from bat_ui.evaluation.subjects import Case
+from bat_ui.generation import generate
+from bat_ui.line import RANDOM_PART, encode_subject
+from bat_ui.project import Progress, write_json
+from bat_ui.seeds import step_generator
+from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
+from bat_ui.sketching import (
+    BATCH_ROWS,
+    CANDIDATE_STREAM,
+    PICTURES_PER_GROUP,
+    SUBJECT_DRAWS,
+    SUBJECT_STREAM,
+    SUBJECT_VECTORS,
+    sketch_candidates,
+    sketch_images,
+)
+from bat_ui.store.shortlist import shortlist
+from bat_ui.store.table import Store
+from bat_ui.training.loop import Encoded, new_optimizer, train
+from bat_ui.training.lora import lora
+
+# Each is a rule of albat/selection.py with its options; a new ablation is one line here.
+SKETCHED = {
+    "gradient_cosine": ("gradient_cosine", {}),
+    "albat": ("albat", {}),
+    "cross_fit": ("cross_fit", {}),
+    "albat_without_validity": ("without_validity", {}),
+    "albat_without_benefit": ("without_benefit", {}),
+    "albat_doubtful": ("albat", {"doubtful": True}),
+    "albat_weighted": ("albat", {"weighted": True}),
+    "cross_fit_doubtful": ("cross_fit", {"doubtful": True}),
+    "cross_fit_weighted": ("cross_fit", {"weighted": True}),
+}
+FOLDED = ("gradient_cosine", "cross_fit", "cross_fit_doubtful", "cross_fit_weighted")  # these read the left-out judges
+FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
+RULES = (
+    "backbone",
+    "none",
+    "prior",
+    "random",
+    "whole_store",
+    "nearest_subject",
+    "nearest_class",
+    "gradient_cosine",
+    "albat",
+    "cross_fit",
+    "albat_without_validity",
+    "albat_without_benefit",
+    "oracle",
+)
+ABLATIONS = tuple(rule for rule in SKETCHED if rule not in RULES)
+WITHOUT_PICTURES = ("backbone", "none")  # `backbone` is no training at all
+WITHOUT_NUMBER = (*WITHOUT_PICTURES, "whole_store")
+EXTRA = 40  # of each rule in FROM_STORE are sketched beside the shortlist, only to predict what these rules do
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The backbone pictures of a run (None: no picture), their ids where they are in the store, the seconds it took."""
+
+    images: Encoded | None
+    ids: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What all cases share: the backbone, its store, and the store's pictures encoded, in the order of its ids."""
+
+    backbone: Backbone
+    store: Store
+    encoded: Encoded
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.store.ids)}
+
+    def images(self, ids: Sequence[str]) -> Encoded:
+        """The encoded pictures of these ids."""
+        rows = torch.tensor([self.place[i] for i in ids])
+        return Encoded(self.encoded.latents[rows], self.encoded.states[rows])
+
+
+def encode_store(backbone: Backbone, store: Store, chunk: int = 256) -> Encoded:
+    """Every picture of the store with its caption, ready for training."""
+    parts = []
+    for start in range(0, store.count, chunk):
+        pictures = store.pictures(store.ids[start : start + chunk])
+        captions = store.captions[start : start + chunk]
+        parts.append((backbone.encode_images(pictures), backbone.encode_captions(captions)))
+    return Encoded(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+def ranked_ids(rule: str, world: World, case: Case, seed: int) -> list[str]:
+    """All ids of a rule in FROM_STORE, best first."""
+    store, clip = world.store, world.backbone.clip
+    if rule == "oracle":
+        return [i for i in case.relatives if i in world.place]
+    if rule == "random":
+        order = torch.randperm(store.count, generator=torch.Generator().manual_seed(seed))
+    else:
+        query = clip.embed_texts([case.class_prompt]) if rule == "nearest_class" else clip.embed_images(case.given.images)
+        order = (store.vectors @ query.T).amax(1).argsort(descending=True, stable=True)
+    return [store.ids[i] for i in order.tolist()]
+
+
+def choose(rule: str, number: int | None, world: World, case: Case, seed: int, pool: Pool | None, cache: Path) -> Chosen:
+    """The pictures of one run; number None is the whole list, for rules of sketches their own suggestion.
+
+    Raises UserError for an unknown rule.
+    """
+    started = time.perf_counter()
+    if rule in WITHOUT_PICTURES:
+        return Chosen(None, (), 0.0)
+    if rule == "prior":
+        count = 40 if number is None else number
+        pictures, seconds = prior_pictures(world.backbone, case.class_prompt, count, seed, cache)
+        states = world.backbone.encode_captions([case.class_prompt]).expand(count, -1, -1)
+        return Chosen(Encoded(world.backbone.encode_images(pictures), states), (), seconds)
+    if rule == "whole_store":
+        return Chosen(world.encoded, world.store.ids, 0.0)
+    if rule in FROM_STORE:
+        ids = tuple(ranked_ids(rule, world, case, seed)[:number])
+        return Chosen(world.images(ids), ids, time.perf_counter() - started)
+    if rule not in SKETCHED:
+        raise UserError(f'There is no rule "{rule}": choose from {", ".join(RULES + ABLATIONS)}.')
+    name, options = SKETCHED[rule]
+    folded = rule in FOLDED
+    sketches = pool.folded if folded else pool.candidates
+    found = select(sketches, pool.folded_assessment if folded else pool.assessment, name, number, seed=seed, **options)
+    seconds = time.perf_counter() - started + pool.seconds["sketches"] + (pool.seconds["folds"] if folded else 0.0)
+    if not found.chosen:
+        return Chosen(None, (), seconds)
+    weights = None if found.weights is None else torch.from_numpy(np.asarray(found.weights)).float()
+    return Chosen(replace(world.images(found.chosen), weights=weights), found.chosen, seconds)
+
+
+def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache: Path) -> tuple[list[Image.Image], float]:
+    """`count` pictures that the backbone itself draws from the prompt, as DreamBooth has it, and the seconds they took.
+
+    They are kept in `cache`, and a smaller number is the beginning of a larger one.
+    """
+    folder = cache / "prior" / f"{crc32(prompt.encode()):08x}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, batch = [folder / f"{i:04d}.png" for i in range(count)], 16
+    clock = folder / "seconds.json"
+    per_picture = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else 0.0
+    for start in range(0, count, batch):
+        missing = [p for p in paths[start : start + batch] if not p.is_file()]
+        if not missing:
+            continue
+        began, wanted = time.perf_counter(), paths[start : start + batch]
+        settings = GenerationSettings(seed=100_000 * (seed + 1) + start)
+        for path, picture in zip(wanted, generate(backbone, [prompt] * len(wanted), settings)):
+            draft = path.with_suffix(f".{os.getpid()}.tmp")
+            picture.save(draft, format="PNG")
+            os.replace(draft, path)
+        per_picture = (time.perf_counter() - began) / len(wanted)
+        clock.write_text(json.dumps(per_picture), encoding="utf-8")
+    return [Image.open(path).convert("RGB") for path in paths], per_picture * count
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Sketches of one case and seed, shared by all rules: the shortlist is the first `count` of `ids`, the rest are EXTRA.
+
+    `everything` holds the sketches of all of them, folds included if they were asked for.
+    """
+
+    everything: Sketches
+    vectors: Tensor
+    count: int
+    seed: int
+    seconds: dict[str, float]
+
+    @cached_property
+    def folded(self) -> Sketches:
+        """The shortlist with the left-out judges, for the cross-fitted rules."""
+        s, n = self.everything, self.count
+        groups = cluster(self.vectors[:n], max(n // PICTURES_PER_GROUP, 1), self.seed)
+        return replace(
+            s,
+            ids=s.ids[:n],
+            groups=groups,
+            gradients=s.gradients[:n],
+            curvature=s.curvature[:n],
+            fold_gradients=s.fold_gradients[:, :n],
+        )
+
+    @cached_property
+    def candidates(self) -> Sketches:
+        """The shortlist as the product sketches it, without judges."""
+        return _without_folds(self.folded)
+
+    @cached_property
+    def assessment(self) -> Assessment:
+        return assess(self.candidates)
+
+    @cached_property
+    def folded_assessment(self) -> Assessment:
+        return assess(self.folded)
+
+    @cached_property
+    def whole_assessment(self) -> Assessment:
+        return assess(_without_folds(self.everything))
+
+
+def make_pool(
+    world: World,
+    case: Case,
+    seed: int,
+    settings: SelectionSettings,
+    training: TrainingSettings,
+    folds: bool,
+    folder: Path,
+    progress: Progress,
+) -> Pool:
+    """Sketch the shortlist, some pictures of every other rule, and with `folds` the left-out judges; kept in `folder`."""
+    settings, backbone = replace(settings, seed=seed), world.backbone
+    training = replace(training, seed=seed, steps=settings.surrogate_steps)
+    num_random = round(settings.shortlist * RANDOM_PART)
+    found = shortlist(
+        world.store,
+        backbone.clip,
+        case.given.images,
+        case.given.captions,
+        case.class_prompt,
+        settings.shortlist - num_random,
+        num_random=num_random,
+        seed=seed,
+        identifier=case.given.identifier,
+    )
+    extra = dict.fromkeys(i for rule in FROM_STORE for i in ranked_ids(rule, world, case, seed)[:EXTRA])
+    ids = (*found.ids, *(i for i in extra if i not in set(found.ids)))
+    vectors, images, subject = world.store.vectors_of(ids), world.images(ids), encode_subject(backbone, case.given)
+    main, left_out, clock = folder / "sketches.safetensors", folder / "folds.safetensors", folder / "seconds.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else {}
+    # Pictures that only the prediction needs are no part of what a selection costs.
+    share = len(found.ids) / len(ids)
+    if not main.is_file():
+        began = time.perf_counter()
+        sketches = sketch_candidates(backbone, ids, vectors, images, subject, settings, training, progress)
+        _save_whole(main, lambda path: save_sketches(sketches, path))
+        seconds |= {"sketches": share * (time.perf_counter() - began)}
+        write_json(clock, seconds)
+    sketches = load_sketches(main)
+    if folds:
+        if not left_out.is_file():
+            began = time.perf_counter()
+            parts = sketch_folds(backbone, ids, images, subject, settings, training, progress)
+            _save_whole(left_out, lambda path: save_file(parts, path))
+            seconds |= {"folds": share * (time.perf_counter() - began)}
+            write_json(clock, seconds)
+        sketches = replace(sketches, **load_file(left_out))
+    seconds = {"sketches": 0.0, "folds": 0.0} | seconds
+    return Pool(sketches, vectors, len(found.ids), seed, seconds)
+
+
+def sketch_folds(
+    backbone: Backbone,
+    ids: Sequence[str],
+    candidates: Encoded,
+    subject: Encoded,
+    settings: SelectionSettings,
+    training: TrainingSettings,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """For each fold a surrogate of the other pictures, its left-out judges and the candidates there (theory.md, The
+    cross-fitted form): `judges`, `judge_curvature` and `fold_gradients` as `Sketches` has them.
+
+    Leave-one-out up to 6 pictures, else 4 folds.  A judge's draws are its own, never the candidates'.
+    """
+    count = len(subject)
+    folds = count if count <= 6 else 4
+    keys = torch.tensor([crc32(name.encode()) for name in ids])
+    judges, judge_curvature, gradients = [], [], []
+    for fold in range(folds):
+        left = torch.arange(fold, count, folds)
+        rest = torch.tensor([i for i in range(count) if i % folds != fold])
+        with lora(backbone, training.rank, settings.seed) as weights:
+            projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
+            others = Encoded(subject.latents[rest], subject.states[rest])
+            for step in train(backbone, weights, new_optimizer(weights, training), others, None, training):
+                progress(f"Training the surrogate of fold {fold + 1}", step.number, training.steps)
+            draw = backbone.draw(SUBJECT_DRAWS, step_generator(settings.seed, -(SUBJECT_STREAM + 1 + fold)))
+            judge = Encoded(subject.latents[left], subject.states[left])
+            judges.append(_gradient_by_draw(backbone, judge, draw, projection))
+            found = sketch_images(backbone, judge, left, draw, projection, SUBJECT_VECTORS, "gauss_newton", settings.seed)
+            judge_curvature.append(found.curvature.flatten(0, 1).cpu())
+            draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
+            parts, per_pass = [], max(BATCH_ROWS // settings.draws, 1)
+            for first in range(0, len(ids), per_pass):
+                rows = slice(first, first + per_pass)
+                part = Encoded(candidates.latents[rows], candidates.states[rows])
+                made = sketch_images(backbone, part, keys[rows], draw, projection, 0, "gauss_newton", settings.seed)
+                parts.append(made.gradients.cpu())
+                progress(f"Sketching at fold {fold + 1}", min(first + per_pass, len(ids)), len(ids))
+            gradients.append(torch.cat(parts))
+    longest = max(len(c) for c in judge_curvature)
+    padded = [torch.nn.functional.pad(c, (0, 0, 0, longest - len(c))) for c in judge_curvature]  # folds differ in size
+    return {
+        "judges": torch.stack(judges),
+        "judge_curvature": torch.stack(padded),
+        "fold_gradients": torch.stack(gradients),
+    }
+
+
+def predict(pool: Pool, ids: Sequence[str], strength: float) -> dict[str, float | None]:
+    """What the theory says of training on the pictures `ids`, relative to training on the subject alone.
+
+    rho: predicted error as the ranking computes it, weight one an image, with the bias of disagreeing groups; rho_sandwich:
+    tr(Q H^-1 G H^-1) for the weights that training really gives (a mean over the pictures, times `strength`), no bias;
+    rho_cross_fit: first to second order change of the left-out loss by the judges, negative is better (None without folds).
+    Pictures that were not sketched count as much as the mean of those that were; None if there is none of these.
+    """
+    if not ids:
+        return {"rho": 1.0, "rho_sandwich": 1.0, "rho_cross_fit": 0.0 if len(pool.everything.judges) else None}
+    s, a, place = pool.everything, pool.whole_assessment, {name: i for i, name in enumerate(pool.everything.ids)}
+    rows = torch.tensor([place[i] for i in ids if i in place], dtype=torch.long)
+    if not len(rows):
+        return {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
+    curvature, adaptation = s.curvature[rows], s.adaptation_curvature.flatten(0, 1)
+    risk = s.curvature[: pool.count].flatten(0, 1) / pool.count**0.5
+    scale = {"noise": a.noise, "ridge": a.ridge}
+    stand_for, given = len(ids) / len(rows), len(s.adaptation_curvature)
+    ranking = rank_by_benefit(
+        curvature, risk, adaptation, **scale, weight=stand_for, groups=s.groups[rows],
+        disagreement=a.validity.disagreement(),
+    )  # fmt: skip
+    each = strength * given / len(ids)  # of one picture's loss beside one of the subject's
+    scores = torch.cat([adaptation, curvature.flatten(0, 1) * each * stand_for**0.5]) * a.noise**0.5
+    weights = torch.full((len(rows),), each * stand_for)
+    alone = asymptotic_error(curvature[:0], risk, adaptation, **scale, scores=adaptation * a.noise**0.5)
+    both = asymptotic_error(curvature, risk, adaptation, **scale, weights=weights, scores=scores)
+    change = None
+    if len(s.judges):
+        change = rank_by_score(
+            s.judges, s.fold_gradients[:, rows], curvature, s.judge_curvature.flatten(0, 1) / len(s.judges) ** 0.5,
+            adaptation, ridge=a.ridge, weight=stand_for,
+        ).errors[-1].item()  # fmt: skip
+    errors = ranking.errors
+    return {"rho": float(errors[-1] / errors[0]), "rho_sandwich": both / alone, "rho_cross_fit": change}
+
+
+def _gradient_by_draw(backbone: Backbone, images: Encoded, draw: tuple[Tensor, Tensor], projection) -> Tensor:
+    """The images' summed gradient in each of d draws (d, k)."""
+    timesteps, noise = draw
+    draws, count = len(timesteps), len(images)
+
+    def predict_rows(batch: Encoded) -> tuple[Tensor, Tensor, float]:
+        latents, states = batch.latents.repeat_interleave(draws, 0), batch.states.repeat_interleave(draws, 0)
+        prediction, target = backbone.predict(latents, states, timesteps.repeat(count), noise.repeat(count, 1, 1, 1))
+        return prediction.contiguous(), target.contiguous(), 1.0
+
+    made = sketch(
+        backbone.unet, predict_rows, images, torch.arange(count * draws), projection, draws=1, vectors=0
+    )  # every draw counts as an image of its own
+    return made.gradients.view(count, draws, -1).sum(0).cpu()
+
+
+def _without_folds(s: Sketches) -> Sketches:
+    return replace(s, judges=s.judges[:0], judge_curvature=s.judge_curvature[:0], fold_gradients=s.fold_gradients[:0])
+
+
+def _save_whole(path: Path, save) -> None:
+    """Write under a temporary name, then rename, so that a killed run leaves no half of a file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    save(draft)
+    os.replace(draft, path)

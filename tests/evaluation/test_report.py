@@ -1,0 +1,54 @@
+"""The report's statistics against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bat_ui.evaluation import report
+
+
+def row(subject, seed, step, loss, rule="none", **more):
+    base = {"split": "suite", "style": "flat", "subject": subject, "seed": seed, "step": step, "heldout_loss": loss}
+    base |= {"rule": rule, "config": "c", "variant": "", "number": 40, "strength": 1.0, "selection": None}
+    return base | more
+
+
+def test_the_bootstrap_interval_is_the_normal_one_for_many_values():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = report.bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - half, abs=0.03) and high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_the_bootstrap_interval_of_two_values_is_exact():
+    # The mean of two draws from {0, 1} is 0, 1/2, 1 with chances 1/4, 1/2, 1/4.
+    assert report.bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
+    assert report.bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert math.isnan(report.bootstrap_interval([1.0])[0])
+
+
+def test_rank_correlation_sees_order_only_and_shares_ties():
+    assert report.rank_correlation([1, 2, 3], [1, 10, 1000]) == pytest.approx(1)
+    assert report.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3
+    assert report.rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert math.isnan(report.rank_correlation([1, 1], [1, 2]))
+
+
+def test_best_and_last_steps_are_each_runs_own():
+    rows = [row("a", 0, 1, 0.5), row("a", 0, 2, 0.3), row("a", 0, 3, 0.9), row("a", 1, 1, 0.2), row("a", 1, 3, 0.4)]
+    assert report.over_seeds(report.at_best_step(rows)) == {("flat", "a"): pytest.approx(0.25)}
+    assert report.over_seeds(report.at_last_step(rows)) == {("flat", "a"): pytest.approx(0.65)}
+
+
+def test_differences_are_taken_on_the_seeds_that_both_rules_have():
+    none = report.at_last_step([row("a", 0, 1, 0.5), row("a", 1, 1, 9.0), row("b", 0, 1, 0.1)])
+    other = report.at_last_step([row("a", 0, 1, 0.4), row("c", 0, 1, 0.1)])
+    assert report.paired(other, none) == {("flat", "a"): pytest.approx(-0.1)}
+
+
+def test_the_table_shows_one_setting_a_rule_and_never_the_tuning_subjects():
+    rows = [row("a", s, 1, 0.5, number=n) for s, n in ((0, 40), (1, 40), (0, 10))] + [row("t", 0, 1, 0.1, split="tuning")]
+    kept = report.main_rows(rows)
+    assert [(r["subject"], r["number"]) for r in kept] == [("a", 40), ("a", 40)]

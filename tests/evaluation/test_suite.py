@@ -1,0 +1,187 @@
+"""The suite on a tiny random backbone: rows, resuming, shards, common noise, the oracle's list."""
+
+import json
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+import torch
+
+from bat_ui.backbones import load_backbone
+from bat_ui.backbones.sticker import data
+from bat_ui.cli import main
+from bat_ui.errors import UserError
+from bat_ui.evaluation import metrics, rules, subjects, suite
+from bat_ui.evaluation.rules import RULES
+from bat_ui.settings import SelectionSettings, TrainingSettings
+
+SELECTION = SelectionSettings(shortlist=16, surrogate_steps=2, draws=2, sketch_size=64)
+TINY = suite.EvaluationSettings(
+    seeds=(0,),
+    subjects=("flat/cat-faces",),
+    steps=(1, 3),
+    numbers=(5,),
+    loss_draws=2,
+    prior_pictures=4,
+    prior_draws=2,
+    generation=False,
+    selection=SELECTION,
+    training=TrainingSettings(rank=2, batch_size=4),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_extra_sketches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "EXTRA", 6)
+        yield
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone_folder):
+    return load_backbone(str(tiny_backbone_folder))
+
+
+@pytest.fixture(scope="module")
+def finished(backbone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evidence")
+    written = suite.run(backbone, TINY, suite.plan(TINY), folder / "results.jsonl", folder / "cache")
+    return folder, written
+
+
+def test_every_rule_leaves_one_row_a_checkpoint(finished):
+    folder, written = finished
+    rows = suite.read_rows(folder / "results.jsonl")
+    assert written == len(rows) == 2 * (len(RULES) - 1) + 1  # the backbone has step 0 alone
+    assert {(r["rule"], r["step"]) for r in rows} == {(r, s) for r in RULES[1:] for s in (1, 3)} | {("backbone", 0)}
+    assert all(r["heldout_loss"] > 0 and r["prior_loss"] > 0 and r["seconds"] >= 0 for r in rows)
+    assert all(r["num"] == 5 for r in rows if r["rule"] in ("random", "prior", "nearest_class", "gradient_cosine"))
+    assert all(0 <= r["rho"] for r in rows if r["rule"] not in ("backbone", "prior"))
+
+
+def test_a_finished_suite_writes_nothing_more(finished, backbone):
+    folder, _ = finished
+    before = (folder / "results.jsonl").read_bytes()
+    assert suite.run(backbone, TINY, suite.plan(TINY), folder / "results.jsonl", folder / "cache") == 0
+    assert (folder / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("rows_kept, torn", [(0, b""), (3, b""), (4, b'{"split": "sui')])
+def test_a_killed_run_goes_on_to_the_same_rows_and_repeats_none(rows_kept, torn, finished, backbone, tmp_path):
+    folder, _ = finished
+    settings = replace(TINY, rules=("none", "random", "nearest_class"))
+    jobs = suite.plan(settings)
+    whole = [r for r in suite.read_rows(folder / "results.jsonl") if r["rule"] in settings.rules]
+    path = tmp_path / "results.jsonl"
+    lines = [json.dumps(r).encode() + b"\n" for r in whole]
+    path.write_bytes(b"".join(lines[:rows_kept]) + torn)
+    assert suite.run(backbone, settings, jobs, path, folder / "cache") == len(whole) - rows_kept
+    again = [json.loads(line) for line in path.read_text().splitlines()]  # no line is torn
+    timed = ("seconds", "selection_seconds", "measuring_seconds")
+    assert [{k: v for k, v in r.items() if k not in timed} for r in again] == [
+        {k: v for k, v in r.items() if k not in timed} for r in whole
+    ]
+
+
+def test_no_number_of_the_plain_training_changes_when_it_is_measured_less_often(finished, backbone, tmp_path):
+    folder, _ = finished
+    settings = replace(TINY, rules=("random",), steps=(3,))
+    suite.run(backbone, settings, suite.plan(settings), tmp_path / "r.jsonl", folder / "cache")
+    (row,) = suite.read_rows(tmp_path / "r.jsonl")
+    (same,) = [r for r in suite.read_rows(folder / "results.jsonl") if r["rule"] == "random" and r["step"] == 3]
+    assert row["heldout_loss"] == same["heldout_loss"] and row["prior_loss"] == same["prior_loss"]
+
+
+def test_every_rule_and_seed_is_measured_at_the_same_noise(backbone, monkeypatch, finished, tmp_path):
+    seen, real = [], metrics.denoising_loss
+
+    def watched(model, images, draws):
+        seen.append((len(draws[0]), draws[0].clone(), draws[1].clone(), images.latents.sum().item()))
+        return real(model, images, draws)
+
+    monkeypatch.setattr(metrics, "denoising_loss", watched)
+    settings = replace(TINY, rules=("none", "random"), seeds=(0, 1), steps=(1,), prior_draws=3, prediction=False)
+    suite.run(backbone, settings, suite.plan(settings), tmp_path / "r.jsonl", finished[0] / "cache")
+    for size, calls in ((2, 4), (3, 4)):
+        same = [s for s in seen if s[0] == size]
+        assert len(same) == calls
+        assert all(torch.equal(s[1], same[0][1]) and torch.equal(s[2], same[0][2]) for s in same)
+    assert len({s[3] for s in seen if s[0] == 3}) == 1  # and the store pictures of the prior loss are the same
+
+
+def test_shards_partition_the_work_and_keep_a_subjects_seed_together():
+    settings = replace(TINY, subjects=(), seeds=(0, 1, 2))
+    jobs = suite.plan(settings)
+    parts = [suite.shard(jobs, i, 5) for i in range(1, 6)]
+    assert sorted(map(repr, sum(parts, []))) == sorted(map(repr, jobs))
+    groups = [{(j.subject, j.seed) for j in part} for part in parts]
+    assert all(not a & b for i, a in enumerate(groups) for b in groups[:i])
+    with pytest.raises(UserError):
+        suite.shard(jobs, 6, 5)
+
+
+def test_the_suite_has_twelve_subjects_that_tuning_never_sees():
+    assert len(subjects.subject_names()) == 12 and len(subjects.subject_names(tuning=True)) == 2
+    assert not set(subjects.subject_names()) & set(subjects.subject_names(tuning=True))
+    with pytest.raises(UserError, match="for tuning only"):
+        suite.plan(replace(TINY, subjects=("half-hours",)))
+
+
+@pytest.mark.parametrize("name", subjects.subject_names() + subjects.subject_names(tuning=True))
+def test_given_and_held_out_members_make_up_the_family(name):
+    style, family = name.split("/")
+    cases = [subjects.load_case(name, seed) for seed in (0, 1)]
+    for case in cases:
+        assert len(case.given.images) + len(case.truths) == len(data.held_out_families()[family]["codes"])
+        assert len(case.truths) >= 2 and not set(case.given.captions) & set(case.captions)
+        assert all("sks" in caption.split() for caption in case.given.captions + case.captions)
+    assert cases[0].given.names != cases[1].given.names
+
+
+def test_captions_have_the_identifier_before_the_noun():
+    assert subjects.subject_caption("cat with tears of joy", "flat", "cat") == "a flat sticker of sks cat with tears of joy"
+    assert subjects.subject_caption("one o'clock", "flat", "clock") == "a flat sticker of sks clock, one o'clock"
+
+
+def test_relatives_are_training_stickers_of_the_subjects_own_style_first():
+    kinds = {s.id: s.family for s in data.load_stickers()}
+    text = json.loads(files(data.__package__).joinpath("relatives.json").read_text(encoding="utf-8"))
+    assert set(text["families"]) == set(data.held_out_families())
+    for family, codes in text["families"].items():
+        assert len(codes) == len(set(codes)) >= 20, family
+        for code in codes:
+            styles = [s for s in data.STYLES if f"{s}/{code}" in kinds]
+            assert styles and all(kinds[f"{s}/{code}"] is None for s in styles), code
+    found = [i.split("/")[0] for i in subjects.relatives("cat-faces", "outlined")]
+    assert found == sorted(found, reverse=True) and len(found) > 0
+
+
+def test_tuning_takes_the_complete_setting_of_lowest_loss():
+    def row(number, subject, loss):
+        place = {"split": "tuning", "rule": "albat", "seed": 0, "step": 5, "style": "flat", "strength": 1.0}
+        return place | {"number": number, "subject": subject, "heldout_loss": loss}
+
+    rows = [row(10, "a", 0.3), row(10, "b", 0.3), row(40, "a", 0.2), row(40, "b", 0.3), row(160, "a", 0.01)]
+    assert suite.tuned(rows, "albat") == (40, 1.0)
+    assert suite.tuned(rows, "random") is None
+    assert {j.number for j in suite.plan(replace(TINY, rules=("albat",), numbers=()), rows)} == {40}
+
+
+def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "SAMPLES", 2)
+    monkeypatch.setattr(suite, "CLASS_SAMPLES", 1)
+    monkeypatch.setattr(suite, "generation_settings", lambda: suite.GenerationSettings(steps=2, seed=9))
+    out = tmp_path / "out"
+    arguments = ["evaluate", "--backbone", str(tiny_backbone_folder), "--out", str(out), "--cache", str(tmp_path / "c")]
+    arguments += ["--rules", "backbone,none,random,albat", "--subjects", "flat/sun-and-moon-faces", "--seeds", "0"]
+    arguments += ["--steps", "1,2", "--numbers", "4", "--shortlist", "16", "--surrogate-steps", "2", "--draws", "2"]
+    arguments += ["--sketch-size", "64", "--rank", "2"]
+    assert main(arguments) == 0
+    rows = suite.read_rows(out / "results.jsonl")
+    assert len(rows) == 1 + 3 * 2
+    assert all(abs(r["clip_i"]) < 1.001 and 0 < r["pixel_rmse"] < 1 and r["diversity"] > -0.001 for r in rows)
+    text = (out / "README.md").read_text()
+    for word in ("albat", "random", "bars.png", "curves.png", "pictures.png", "python -m bat_ui"):
+        assert word in text
+    assert all((out / name).is_file() for name in ("bars.png", "curves.png", "prediction.png", "pictures.png"))
+    assert main(["evaluate", "--report", "--out", str(tmp_path / "empty")]) == 2
