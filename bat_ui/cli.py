@@ -46,6 +46,7 @@ EVALUATE_LISTS = {
     "subjects": "families, or style/family (default: the suite's 12)",
     "seeds": "seeds (default: 0,1,2)",
     "steps": "steps to measure at (default: 25,50,100,200,400)",
+    "sample-steps": "steps that draw samples too, which takes as long as all else (default: all steps)",
     "numbers": "backbone pictures to take, 'all' for a rule's own suggestion (default: as tuned, or 40)",
     "strengths": "weights lambda of the backbone pictures (default: as tuned, or 1)",
 }

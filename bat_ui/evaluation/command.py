@@ -19,9 +19,10 @@ from bat_ui.evaluation.rules import SKETCHED
 from bat_ui.evaluation.suite import EvaluationSettings, config_of, plan, read_rows, run, selection_of, shard
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
+COMMANDS = "commands.txt"  # every command that added to the results
 OUT, QUICK_OUT = Path("docs/evidence"), Path("runs/quick-evidence")
 QUICK = {"seeds": (0,), "steps": (10, 20), "subjects": ("flat/cat-faces", "outlined/monkeys"), "loss_draws": 8}
-QUICK |= {"prior_pictures": 16, "prior_draws": 2, "generation": False}
+QUICK |= {"prior_pictures": 16, "prior_draws": 2, "sample_steps": ()}
 QUICK_SELECTION = {"shortlist": 60, "surrogate_steps": 10, "draws": 2, "sketch_size": 256}
 
 
@@ -47,19 +48,20 @@ def evaluate(args: Namespace, command: str) -> None:
         jobs = plan(settings, mine, args.photos.name if args.photos else None)
         if args.shard:
             jobs = shard(jobs, *_shard(args.shard))
+        _note(out / COMMANDS, command)
         with tqdm(total=len(jobs), unit="run") as bar:
             photos = (args.photos, args.class_noun) if args.photos else None
             run(backbone, settings, jobs, results, cache, _Bar(bar, len(jobs)), photos)
             bar.update(len(jobs) - bar.n)
     if args.report or not args.shard:
-        write_report(read_rows(results), out, command, cache)
+        write_report(read_rows(results), out, _commands(out / COMMANDS), cache)
 
 
 def settings_of(args: Namespace) -> EvaluationSettings:
     """The settings that the arguments ask for.  Raises UserError for a list that cannot be read."""
     selection = SelectionSettings(**_named(SelectionSettings, args))
     settings = EvaluationSettings(
-        generation=not args.no_generation,
+        sample_steps=() if args.no_generation else None,
         prediction=not args.no_prediction,
         variant=args.variant,
         tuning=args.tune,
@@ -70,7 +72,8 @@ def settings_of(args: Namespace) -> EvaluationSettings:
         settings = replace(settings, **QUICK, selection=replace(selection, **QUICK_SELECTION))
     if args.tune:
         settings = replace(settings, subjects=())
-    readers = {"rules": str, "subjects": str, "seeds": int, "steps": int, "numbers": _number, "strengths": float}
+    readers = {"rules": str, "subjects": str, "seeds": int, "steps": int, "sample_steps": int}
+    readers |= {"numbers": _number, "strengths": float}
     given = {name: _items(name, getattr(args, name), read) for name, read in readers.items() if getattr(args, name)}
     settings = replace(settings, **given)
     if min(settings.steps) < 1:
@@ -88,6 +91,17 @@ class _Bar:
         if total == self.jobs and done >= self.bar.n and " seed " in what:
             self.bar.update(done - self.bar.n)
         self.bar.set_description(what if " seed " in what else f"{what} {done}/{total}")
+
+
+def _note(path: Path, command: str) -> None:
+    if command not in _commands(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(command + "\n")
+
+
+def _commands(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _items(name: str, text: str, read: Callable) -> tuple:

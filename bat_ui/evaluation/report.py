@@ -75,7 +75,7 @@ def paired(values: Values, reference: Values) -> Values:
     return over_seeds({key: values[key] - reference[key] for key in values if key in reference})
 
 
-def write_report(rows: Sequence[dict], out: Path, command: str, cache: Path | None = None) -> Path:
+def write_report(rows: Sequence[dict], out: Path, commands: Sequence[str], cache: Path | None = None) -> Path:
     """Write README.md and the plots into `out`.  Raises UserError if there is nothing to report, or no matplotlib."""
     try:
         import matplotlib
@@ -87,7 +87,7 @@ def write_report(rows: Sequence[dict], out: Path, command: str, cache: Path | No
         raise UserError("There are no results of the suite yet: run `python -m bat_ui evaluate` first.")
     out.mkdir(parents=True, exist_ok=True)
     by_rule = _by_rule(suite)
-    parts = ["# Evidence: which backbone pictures help an adapter\n", _introduction(suite, command)]
+    parts = ["# Evidence: which backbone pictures help an adapter\n", _introduction(suite, commands)]
     if suite:
         parts += [_headline(by_rule), _loss_table(by_rule), _plot_bars(by_rule, out), _plot_curves(by_rule, out)]
         parts += [_prediction(by_rule, out), _metric_table(by_rule, "Metrics at the last step")]
@@ -100,7 +100,7 @@ def write_report(rows: Sequence[dict], out: Path, command: str, cache: Path | No
     return path
 
 
-def _introduction(rows: Sequence[dict], command: str) -> str:
+def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
     if not rows:
         return ""
     subjects, seeds = {(r["style"], r["subject"]) for r in rows}, sorted({r["seed"] for r in rows})
@@ -117,7 +117,8 @@ def _introduction(rows: Sequence[dict], command: str) -> str:
         "other table here), or the default where it was not tuned. A subject's value is the mean over its seeds; "
         "intervals are 95 % bootstrap intervals over subjects. The best step is each run's own, by its held-out loss, "
         "for every rule alike. Lower is better for losses, pixel distance and PRES.\n\n"
-        f"Settings: {setting}.\n\nCommand: `{command}`. All rows: [results.jsonl](results.jsonl).\n"
+        f"Settings: {setting}.\n\nAll rows: [results.jsonl](results.jsonl). Commands:\n\n"
+        + "".join(f"    {c}\n" for c in commands)
     )
 
 
@@ -130,7 +131,11 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
         for rule in ("albat", "cross_fit"):
             if change := paired(at(by_rule.get(rule, [])), none):
                 worse = sum(v > 0 for v in change.values())
-                lines.append(f"- `{rule}` is worse than none at the {label} step for {worse} of {len(change)} subjects.")
+                lines.append(
+                    f"- `{rule}` differs from none by {_interval(change)} at the {label} step and is worse for {worse} of "
+                    f"{len(change)} subjects. With families resampled, whose two styles are no independent subjects: "
+                    f"{_interval(_by_family(change))}."
+                )
     return "## In short (losses x 1000)\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
@@ -272,9 +277,9 @@ def _plot_bars(by_rule: dict[str, list[dict]], out: Path) -> str:
             error = [[mean - low], [high - mean]] if len(change) > 1 else None
             axis.barh(i, mean, xerr=error, color="tab:orange" if rule == "albat" else "tab:blue", alpha=0.8, capsize=3)
         axis.set_yticks(range(len(rules)), rules)
-        axis.invert_yaxis()
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_xlabel(f"held-out loss x 1000 less none, {label} step (left is better)")
+    axes[0].invert_yaxis()  # shared
     _save(figure, out / "bars.png")
     return "![differences to none, with 95 % intervals](bars.png)\n"
 
@@ -365,6 +370,13 @@ def _by_run(rows: Sequence[dict], pick: Callable[[list[dict]], float | None]) ->
     return {key: value for key, run in runs.items() if (value := pick(run)) is not None}
 
 
+def _by_family(values: Values) -> Values:
+    families: dict[tuple, list[float]] = {}
+    for (_, subject), value in values.items():
+        families.setdefault((subject,), []).append(value)
+    return {key: statistics.fmean(v) for key, v in families.items()}
+
+
 def _mean(values: Values) -> float:
     return statistics.fmean(over_seeds(values).values())
 
@@ -390,7 +402,7 @@ def _interval(differences: dict[tuple[str, str], float], factor: float = 1000) -
         return ""
     values = [factor * v for v in differences.values()]
     low, high = bootstrap_interval(values)
-    return f"{statistics.fmean(values):+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{statistics.fmean(values):+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if len(values) > 1 else "")
 
 
 def _span(values) -> str:

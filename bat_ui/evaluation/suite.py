@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -63,10 +64,10 @@ class EvaluationSettings:
     numbers: tuple[int | None, ...] = ()  # pictures; None: the rule's own suggestion, or all it has
     strengths: tuple[float, ...] = ()
     given: int = 4
-    loss_draws: int = 64
+    loss_draws: int = 48
     prior_pictures: int = 64
-    prior_draws: int = 8
-    generation: bool = True
+    prior_draws: int = 4
+    sample_steps: tuple[int, ...] | None = None  # steps that draw samples too, which is dear; None: all of them
     prediction: bool = True  # sketch the other rules' pictures too and predict their error
     variant: str = ""  # a name for a change of the code, to tell its rows from others
     tuning: bool = False  # run the tuning subjects instead of the suite's
@@ -226,7 +227,7 @@ class Bench:
                     continue
                 seconds += time.perf_counter() - last
                 began = time.perf_counter()
-                measured = self.measure(job, last=step == max(steps))
+                measured = self.measure(job, draws_samples(s, step), keep=step == max(steps))
                 took = time.perf_counter() - began
                 yield common | {"step": step} | losses | measured | {
                     "seconds": round(seconds, 2),
@@ -235,14 +236,14 @@ class Bench:
                 }  # fmt: skip
                 last = time.perf_counter()
 
-    def measure(self, job: Job, last: bool) -> dict:
-        """Every metric of the backbone as it is now, with whatever adapter it carries."""
+    def measure(self, job: Job, samples: bool, keep: bool) -> dict:
+        """Every metric of the backbone as it is now, with whatever adapter it carries; `keep` its samples in the cache."""
         found: dict[str, float | None] = dict.fromkeys(MEASURES)
         if self.truth is not None:
             found["heldout_loss"] = float(metrics.denoising_loss(self.backbone, self.truth, self.loss_draws).mean())
         found["prior_loss"] = float(metrics.denoising_loss(self.backbone, self.prior, self.prior_draws).mean())
-        if self.settings.generation:
-            found |= self._draw(job, last)
+        if samples:
+            found |= self._draw(job, keep)
         return found
 
     def _draw(self, job: Job, keep: bool) -> dict[str, float | None]:
@@ -317,8 +318,19 @@ def backbone_digest(backbone: Backbone) -> str:
 def missing_steps(job: Job, settings: EvaluationSettings, config: str, rows: Iterable[dict]) -> list[int]:
     """The job's checkpoints that no row covers; a row without samples covers only what needs none."""
     steps = [0] if job.rule == "backbone" else sorted(set(settings.steps))
-    known = {tuple(row[k] for k in KEY) for row in rows if row["generation"] or not settings.generation}
-    return [s for s in steps if tuple(_keyed(job, settings, config, s)[k] for k in KEY) not in known]
+    known = {tuple(row[k] for k in KEY): row["generation"] for row in rows}
+
+    def covered(step: int) -> bool:
+        found = known.get(tuple(_keyed(job, settings, config, step)[k] for k in KEY))
+        return found is not None and (found or not draws_samples(settings, step))
+
+    return [step for step in steps if not covered(step)]
+
+
+def draws_samples(settings: EvaluationSettings, step: int) -> bool:
+    """Whether samples are drawn at a step; of the bare backbone, if they are at any."""
+    wanted = settings.steps if settings.sample_steps is None else settings.sample_steps
+    return step in wanted or (step == 0 and bool(wanted))
 
 
 def read_rows(results: Path) -> list[dict]:
@@ -366,7 +378,7 @@ def _keyed(job: Job, settings: EvaluationSettings, config: str, step: int) -> di
         "number": job.number,
         "strength": job.strength,
         "variant": settings.variant,
-        "generation": settings.generation,
+        "generation": draws_samples(settings, step),
         "config": config,
         "selection": selection_of(settings) if job.rule in SKETCHED else None,
         "settings": {
@@ -379,6 +391,7 @@ def _keyed(job: Job, settings: EvaluationSettings, config: str, step: int) -> di
             "surrogate_steps": settings.selection.surrogate_steps,
             "draws": settings.selection.draws,
             "sketch_size": settings.selection.sketch_size,
+            "torch": version("torch"),
         },
     }
 

@@ -24,7 +24,7 @@ TINY = suite.EvaluationSettings(
     loss_draws=2,
     prior_pictures=4,
     prior_draws=2,
-    generation=False,
+    sample_steps=(),
     selection=SELECTION,
     training=TrainingSettings(rank=2, batch_size=4),
 )
@@ -109,6 +109,31 @@ def test_every_rule_and_seed_is_measured_at_the_same_noise(backbone, monkeypatch
     assert len({s[3] for s in seen if s[0] == 3}) == 1  # and the store pictures of the prior loss are the same
 
 
+def test_rows_without_samples_are_made_again_only_where_samples_are_wanted(finished, backbone):
+    folder, _ = finished
+    rows = suite.read_rows(folder / "results.jsonl")
+    config = suite.config_of(backbone, TINY)
+    job = next(j for j in suite.plan(TINY) if j.rule == "random")
+    assert suite.missing_steps(job, TINY, config, rows) == []
+    assert suite.missing_steps(job, replace(TINY, sample_steps=(3,)), config, rows) == [3]
+    assert suite.missing_steps(job, replace(TINY, sample_steps=None), config, rows) == [1, 3]
+    assert suite.missing_steps(replace(job, seed=1), TINY, config, rows) == [1, 3]
+    drawn = [r | {"generation": True} for r in rows]
+    assert suite.missing_steps(job, TINY, config, drawn) == []
+
+
+def test_samples_are_drawn_with_the_adapter_as_it_is(backbone, finished):
+    settings = suite.GenerationSettings(steps=2)
+    plain = suite.generate(backbone, ["a cat"], settings)[0]
+    with suite.lora(backbone, 2, 0) as weights:
+        same = suite.generate(backbone, ["a cat"], settings)[0]
+        for name, weight in weights.items():
+            if ".lora_B." in name:
+                torch.nn.init.constant_(weight, 3.0)
+        other = suite.generate(backbone, ["a cat"], settings)[0]
+    assert same.tobytes() == plain.tobytes() != other.tobytes()
+
+
 def test_shards_partition_the_work_and_keep_a_subjects_seed_together():
     settings = replace(TINY, subjects=(), seeds=(0, 1, 2))
     jobs = suite.plan(settings)
@@ -174,14 +199,29 @@ def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, t
     out = tmp_path / "out"
     arguments = ["evaluate", "--backbone", str(tiny_backbone_folder), "--out", str(out), "--cache", str(tmp_path / "c")]
     arguments += ["--rules", "backbone,none,random,albat", "--subjects", "flat/sun-and-moon-faces", "--seeds", "0"]
-    arguments += ["--steps", "1,2", "--numbers", "4", "--shortlist", "16", "--surrogate-steps", "2", "--draws", "2"]
+    arguments += [
+        "--steps",
+        "1,2",
+        "--sample-steps",
+        "2",
+        "--numbers",
+        "4",
+        "--shortlist",
+        "16",
+        "--surrogate-steps",
+        "2",
+        "--draws",
+        "2",
+    ]
     arguments += ["--sketch-size", "64", "--rank", "2"]
     assert main(arguments) == 0
     rows = suite.read_rows(out / "results.jsonl")
     assert len(rows) == 1 + 3 * 2
+    assert [r["step"] for r in rows if not r["generation"]] == [1, 1, 1]
+    rows = [r for r in rows if r["generation"]]
     assert all(abs(r["clip_i"]) < 1.001 and 0 < r["pixel_rmse"] < 1 and r["diversity"] > -0.001 for r in rows)
     text = (out / "README.md").read_text()
-    for word in ("albat", "random", "bars.png", "curves.png", "pictures.png", "python -m bat_ui"):
+    for word in ("albat", "random", "bars.png", "curves.png", "pictures.png", "    python -m bat_ui"):
         assert word in text
     assert all((out / name).is_file() for name in ("bars.png", "curves.png", "prediction.png", "pictures.png"))
     assert main(["evaluate", "--report", "--out", str(tmp_path / "empty")]) == 2
