@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def describe_hardware() -> str:
@@ -13,6 +17,13 @@ def describe_hardware() -> str:
 
     words = f"{_processor()}, {os.cpu_count()} cores"
     return f"{words}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else words
+
+
+def best_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _processor() -> str:

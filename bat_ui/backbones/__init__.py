@@ -8,14 +8,10 @@ import torch
 
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
+from bat_ui.hardware import best_device
 
 STICKER_TEMPLATE = "a sticker of {identifier} {class_noun}"
 ASSETS = Path(__file__).parents[2] / "assets"
-
-
-def best_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_backbone(name: str = "sticker", device: str | torch.device | None = None) -> Backbone:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.train_clip import normalize
+from bat_ui.hardware import best_device
 from bat_ui.seeds import step_generator
 
 BATCH = 32
@@ -78,17 +79,19 @@ def train_autoencoder(folder: Path, minutes: float, seed: int, pictures: np.ndar
     torch.manual_seed(seed)
     model = new_autoencoder()
     fit_encoder(model, pictures)
-    model = model.to(memory_format=torch.channels_last)
+    device = best_device()
+    model = model.to(device, memory_format=torch.channels_last)
     decoder = model.decoder
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
     stage = Stage(folder, decoder, optimizer, minutes, ema_decay=0.999)
     for step in stage.steps():
         rng = step_generator(seed, step)
-        batch = vary(normalize(images[torch.randint(len(images), (BATCH,), generator=rng)]), rng)
+        rows = torch.randint(len(images), (BATCH,), generator=rng)
+        batch = vary(normalize(images[rows]), rng).to(device)
         with torch.no_grad():
             latents = model.encode(batch).latents
-        noise = torch.randn(latents.shape, generator=rng) * (LATENT_NOISE * STORED)
+        noise = torch.randn(latents.shape, generator=rng).to(device) * (LATENT_NOISE * STORED)
         error = decoder(latents + noise) - batch
         squared = error.square().mean()
         loss = squared + ABSOLUTE * error.abs().mean()
@@ -98,7 +101,7 @@ def train_autoencoder(folder: Path, minutes: float, seed: int, pictures: np.ndar
         optimizer.step()
         stage.log(BATCH, loss=loss, psnr=10 * torch.log10(4 / squared))
     decoder.load_state_dict(stage.trained_model().state_dict())
-    model.half().save_pretrained(folder / "export")
+    model.cpu().half().save_pretrained(folder / "export")
 
 
 def vary(batch: torch.Tensor, rng: torch.Generator) -> torch.Tensor:

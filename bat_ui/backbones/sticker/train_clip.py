@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from bat_ui.backbones.sticker import data
 from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from bat_ui.hardware import best_device
 from bat_ui.seeds import step_generator
 
 BATCH = 256
@@ -58,7 +59,8 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
     tokenizer = build_tokenizer([s.caption for s in stickers])
     torch.manual_seed(seed)
     config = clip_config(len(tokenizer))
-    model = open_clip.CLIP(**config).to(memory_format=torch.channels_last)
+    device = best_device()
+    model = open_clip.CLIP(**config).to(device, memory_format=torch.channels_last)
     plain = [p for p in model.parameters() if p.ndim < 2]
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     optimizer = torch.optim.AdamW(
@@ -78,7 +80,7 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
         rng, rows = step_generator(seed, step), _rows(len(kept), seed, step)
         drop = torch.rand(len(rows), 1, generator=rng) < STYLELESS
         text = torch.where(drop, styleless[rows], styled[rows])
-        loss = loss_of(*model(augment(images[rows], rng), text))
+        loss = loss_of(*model(augment(images[rows], rng).to(device), text.to(device)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -86,7 +88,7 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(MAX_LOGIT_SCALE))
         stage.log(len(rows), loss=loss)
-    export_clip(stage.trained_model().eval(), tokenizer, config, folder / "export")
+    export_clip(stage.trained_model().eval().cpu(), tokenizer, config, folder / "export")
 
 
 def train_image_tower(
@@ -98,12 +100,13 @@ def train_image_tower(
     """
     config, model = load_clip(clip_folder)
     tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
-    model = model.to(memory_format=torch.channels_last)
+    device = best_device()
+    model = model.to(device, memory_format=torch.channels_last)
     kept = _kept(stickers)
     images = torch.from_numpy(pictures[kept]).permute(0, 3, 1, 2).contiguous()
     with torch.no_grad():
         tokens = tokenize(tokenizer, [stickers[i].caption for i in kept])
-        texts = torch.cat([model.encode_text(batch, normalize=True) for batch in tokens.split(256)])
+        texts = torch.cat([model.encode_text(batch.to(device), normalize=True) for batch in tokens.split(256)])
     scale = model.logit_scale.exp().detach()
     visual = model.visual
     optimizer = torch.optim.AdamW(visual.parameters(), lr=IMAGE_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
@@ -112,14 +115,14 @@ def train_image_tower(
     visual.train()
     for step in stage.steps():
         rng, rows = step_generator(seed, step), _rows(len(kept), seed, step)
-        vectors = F.normalize(visual(augment(images[rows], rng, GENTLE)), dim=-1)
+        vectors = F.normalize(visual(augment(images[rows], rng, GENTLE).to(device)), dim=-1)
         loss = loss_of(vectors, texts[rows], scale)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         stage.log(len(rows), loss=loss)
     visual.load_state_dict(stage.trained_model().state_dict())
-    export_clip(model.eval(), tokenizer, config, folder / "export")
+    export_clip(model.eval().cpu(), tokenizer, config, folder / "export")
 
 
 def load_clip(folder: Path) -> tuple[dict, open_clip.CLIP]:

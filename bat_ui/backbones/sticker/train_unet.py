@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.train_autoencoder import LATENT_CHANNELS
+from bat_ui.hardware import best_device
 from bat_ui.seeds import step_generator
 
 BATCH = 48
@@ -65,7 +66,9 @@ def train_unet(
     latents (n, c, 16, 16); styled and styleless (n, tokens, width): the captions' text states; empty (tokens, width).
     """
     torch.manual_seed(seed)
-    unet = new_unet(styled.shape[-1]).to(memory_format=torch.channels_last)
+    device = best_device()
+    unet = new_unet(styled.shape[-1]).to(device, memory_format=torch.channels_last)
+    latents, styled, styleless, empty = (t.to(device) for t in (latents, styled, styleless, empty))
     scheduler = new_scheduler()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     stage = Stage(folder, unet, optimizer, minutes, ema_decay=0.999)
@@ -74,9 +77,9 @@ def train_unet(
         rng = step_generator(seed, step)
         order = torch.randperm(count, generator=step_generator(seed + 1, step // per_epoch))
         rows = order[step % per_epoch * BATCH :][:BATCH]
-        timesteps = stratified_timesteps(BATCH, scheduler.config.num_train_timesteps, rng)
-        noise = torch.randn(latents[rows].shape, generator=rng)
-        kind = torch.rand(BATCH, 1, 1, generator=rng)
+        timesteps = stratified_timesteps(BATCH, scheduler.config.num_train_timesteps, rng).to(device)
+        noise = torch.randn(latents[rows].shape, generator=rng).to(device)
+        kind = torch.rand(BATCH, 1, 1, generator=rng).to(device)
         text = torch.where(kind < STYLELESS, styleless[rows], styled[rows])
         text = torch.where(kind > 1 - EMPTY, empty, text)
         noisy = scheduler.add_noise(latents[rows], noise, timesteps).contiguous(memory_format=torch.channels_last)
