@@ -74,7 +74,7 @@ def _card(project: Project, choice: Choice, c: Candidate) -> str:
     if c.verdict:
         facts.append(VERDICTS.get(c.verdict, c.verdict))
     if c.gain is not None and choice.errors:
-        facts.append(f"lowers the predicted error by {100 * c.gain:.1f} %")
+        facts.append(f"lowers the predicted error by {_percent(c.gain)}")
     hand = "kept by hand" if c.id in choice.kept else "dropped by hand" if c.id in choice.dropped else ""
     picture = project.candidate_picture(c.id)
     source = escape(address(picture)) if picture.is_file() else ""
@@ -105,6 +105,10 @@ def groups(project: Project, choice: Choice) -> str:
         "your pictures do, and 1 where it is as far off as an adapter that knows nothing.</p>"
         f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
+
+
+def _percent(part: float) -> str:
+    return f"{part:.1%}" if part >= 0.0005 else "less than 0.1%"
 
 
 def _face(project: Project, c: Candidate) -> str:
