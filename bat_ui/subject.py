@@ -25,6 +25,7 @@ __all__ = ["Subject", "cut_out_subject", "prepare_subject", "read_picture", "sub
 MAX_PICTURES = 40
 MAX_CAPTION = 300  # characters
 TEMPLATE = "a photo of {identifier} {class_noun}"
+STICKER_TEMPLATE = "a sticker of {identifier} {class_noun}"  # for the built-in backbone
 MARGIN = 0.06  # white around a cut-out, as a part of its longest side
 
 Box = tuple[float, float, float, float]

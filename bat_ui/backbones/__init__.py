@@ -9,8 +9,8 @@ import torch
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
 from bat_ui.hardware import best_device
+from bat_ui.subject import STICKER_TEMPLATE
 
-STICKER_TEMPLATE = "a sticker of {identifier} {class_noun}"
 ASSETS = Path(__file__).parents[2] / "assets"
 
 

@@ -14,7 +14,7 @@ import gradio as gr
 from bat_ui.errors import UserError
 from bat_ui.pictures import SUFFIXES
 from bat_ui.project import Project, new_project
-from bat_ui.subject import subject_warnings
+from bat_ui.subject import STICKER_TEMPLATE, subject_warnings
 from bat_ui.web import draft as drafts
 from bat_ui.web.parts import Updates, address, alert, answering, html, message_box, note, opened
 from bat_ui.web.step import Shared, Step
@@ -104,7 +104,7 @@ def build_subject_step(shared: Shared) -> Step:
     def show(project: Project | None) -> Updates:
         draft = drafts.Draft.load(project)
         cutting = drafts.wants_cut_out(draft)
-        said = subject_warnings(drafts.as_subject(project, draft, _template())) if draft.pictures else []
+        said = subject_warnings(drafts.as_subject(project, draft, STICKER_TEMPLATE)) if draft.pictures else []
         key = f"{project.folder.name if project else ''}|{cutting}|{'/'.join(p.name for p in draft.pictures)}"
         return {
             noun: draft.class_noun,
@@ -152,7 +152,7 @@ def build_subject_step(shared: Shared) -> Step:
                 project,
                 drafts.sources(project, draft),
                 class_noun,
-                template=_template(),
+                template=STICKER_TEMPLATE,
                 captions=[p.caption or None for p in draft.pictures],
                 cut_out=wished,
                 identifier=word,
@@ -216,11 +216,5 @@ def _example_button(name: str) -> gr.Button:
 def _calling(draft: drafts.Draft) -> str:
     if not draft.pictures:
         return ""
-    caption = escape(drafts.default_caption(draft, _template()))
+    caption = escape(drafts.default_caption(draft, STICKER_TEMPLATE))
     return f'<p>Pictures without a caption of their own are called <q id="default-caption">{caption}</q>.</p>'
-
-
-def _template() -> str:
-    from bat_ui.backbones import STICKER_TEMPLATE  # here, since it takes seconds to import
-
-    return STICKER_TEMPLATE
