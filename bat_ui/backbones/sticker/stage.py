@@ -23,6 +23,7 @@ WARMUP_STEPS = 200
 DECAY_FRACTION = 0.25  # of the budget, at its end
 SAVE_SECONDS = 120.0
 LOG_STEPS = 50
+LONGEST_STEP = 60.0  # seconds; what took longer was a machine asleep or a process suspended
 
 
 def save_atomically(value: object, path: Path) -> None:
@@ -66,7 +67,7 @@ class Stage:
                 self._update_ema()
             now = time.monotonic()
             was_decaying = self.decaying
-            self.seconds += now - last_tick
+            self.seconds += min(now - last_tick, LONGEST_STEP)
             last_tick = now
             if self.decaying and not was_decaying:
                 self._save("undecayed.pt")
