@@ -22,7 +22,7 @@ from bat_ui.training.loop import Encoded, new_optimizer, train
 from bat_ui.training.lora import lora
 
 BATCH_ROWS = 64  # images x draws in one pass
-SUBJECT_DRAWS, SUBJECT_VECTORS = 16, 8
+SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
 CANDIDATE_STREAM, SUBJECT_STREAM = 1, 2  # keep the two sets of draws apart
 PICTURES_PER_GROUP = 20
 
