@@ -26,7 +26,9 @@ from bat_ui.web.parts import (
     note,
     opened,
     progress_bar,
+    refusing,
     required,
+    stop_button,
 )
 from bat_ui.web.step import Shared, Step
 
@@ -110,7 +112,7 @@ def build_backbone_step(shared: Shared) -> Step:
         listed = choice is not None and bool(choice.candidates)
         return {
             find: gr.update(interactive=not running),
-            stop: gr.update(visible=running),
+            stop: stop_button(project, "select"),
             panel: _panel(project, status, choice),
             summary: candidates.summary(choice) if choice else "",
             curve: candidates.curve(choice) if choice else "",
@@ -145,8 +147,9 @@ def build_backbone_step(shared: Shared) -> Step:
         return {**follow(project, [], AT_ONCE, False), limit: AT_ONCE, undone: []}
 
     def halt(project_id: str) -> Updates:
-        workers.stop(required(project_id), "select")
-        return {stop: gr.update(value="Stopping …", interactive=False)}
+        project = required(project_id)
+        workers.stop(project, "select")
+        return {stop: stop_button(project, "select")}
 
     def revised(project_id: str, known: list, count: int, past: list, how) -> Updates:
         from bat_ui.choice import Choice  # here and below, since it takes seconds to import
@@ -196,6 +199,14 @@ def build_backbone_step(shared: Shared) -> Step:
         project = required(project_id)
         return {**follow(project, known, count + AT_ONCE, bool(past)), limit: count + AT_ONCE}
 
+    def toggle_picture(project: str, picture: str) -> list[str]:
+        """Take a backbone picture, by its id, or drop it; returns the ids of all that are taken then."""
+        from bat_ui.choice import Choice, toggle
+
+        with refusing():
+            revised(project, [], AT_ONCE, [], lambda choice, sketches: toggle(choice, picture, sketches))
+            return [c.id for c in Choice.load(required(project).choice).chosen]
+
     view = [id, order, limit, undone]
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shared.timer.tick(tick, [id, seen, order, limit, undone], own, queue=False, **private)
@@ -207,6 +218,7 @@ def build_backbone_step(shared: Shared) -> Step:
         answering(message, toggle_card), view, [message, undone, *own],
         trigger_mode="multiple", concurrency_limit=1, **private,
     )  # fmt: skip
+    gr.api(toggle_picture, api_name="toggle_picture")
     undo.click(answering(message, undo_last), view, [message, undone, *own], **private)
     number.release(answering(message, set_number), [id, number, order, limit, undone], [message, undone, *own], **private)
     more.click(answering(message, show_more), view, [message, limit, *own], **private)

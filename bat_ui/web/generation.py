@@ -30,6 +30,7 @@ from bat_ui.web.parts import (
     opened,
     progress_bar,
     required,
+    stop_button,
 )
 from bat_ui.web.step import Shared, Step
 
@@ -82,7 +83,7 @@ def build_generation_step(shared: Shared) -> Step:
         packed = None if running else _archive(project)
         return {
             draw: gr.update(interactive=not running),
-            stop: gr.update(visible=running, value="Stop", interactive=True),
+            stop: stop_button(project, "generate"),
             panel: _panel(project, status, adapter),
             samples: _pairs(project) if project else "",
             downloads: gr.update(visible=adapter is not None),
@@ -118,8 +119,9 @@ def build_generation_step(shared: Shared) -> Step:
         return follow(project)
 
     def halt(project_id: str) -> Updates:
-        workers.stop(required(project_id), "generate")
-        return {stop: gr.update(value="Stopping …", interactive=False)}
+        project = required(project_id)
+        workers.stop(project, "generate")
+        return {stop: stop_button(project, "generate")}
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shared.timer.tick(tick, [id, seen], own, queue=False, **private)
@@ -132,7 +134,7 @@ def build_generation_step(shared: Shared) -> Step:
 def _seen(project: Project | None) -> str:
     if project is None:
         return ""
-    files = (project.status_file("generate"), project.samples / "samples.json", project.lora)
+    files = (project.status_file("generate"), project.stop_file("generate"), project.samples / "samples.json", project.lora)
     return fingerprint(project, *files) + project.status("generate")["state"] + project.status("train")["state"]
 
 
@@ -157,8 +159,11 @@ def _panel(project: Project | None, status: dict, adapter: Path | None) -> str:
         return note("Drawing was stopped.")
     if adapter is None:
         return hint("Train your subject in step 3 first.")
-    if not (project.samples / "samples.json").is_file():
+    drawn = project.samples / "samples.json"
+    if not drawn.is_file():
         return hint("No samples are drawn yet.")
+    if drawn.stat().st_mtime_ns < adapter.stat().st_mtime_ns:
+        return note("These samples are from an earlier training: draw new ones.")
     return ""
 
 

@@ -6,7 +6,8 @@ address (?project=ID) and in the browser's storage; all that is shown comes from
 
 from __future__ import annotations
 
-import os
+from html import escape
+from pathlib import Path
 
 import gradio as gr
 
@@ -59,7 +60,7 @@ def build_page(backbone: str) -> gr.Blocks:
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(open_page, last, [project, tabs, *everything], **quiet)
-        page.load(_hardware, None, hardware, **quiet)
+        page.load(lambda: _hardware(backbone), None, hardware, **quiet)
         fresh.click(start_anew, None, [project, tabs, *everything], **quiet)
         project.change(lambda id: id, project, last, js=PROJECT_IN_ADDRESS, **quiet)
     return page.queue(max_size=64, default_concurrency_limit=4)
@@ -79,11 +80,9 @@ def _furthest(project: Project | None) -> int:
     return 2 if (project.subject / "subject.json").is_file() else 1
 
 
-def _hardware() -> str:
-    import torch  # here, since it takes seconds to import and the page should be up before
+def _hardware(backbone: str) -> str:
+    from bat_ui.hardware import best_device, describe_hardware  # here, since torch takes seconds to import
 
-    if torch.cuda.is_available():
-        where = f"{torch.cuda.get_device_name()}: training is quick."
-    else:
-        where = f"CPU, {os.cpu_count()} cores: stickers train in minutes, and no GPU is needed."
-    return f"<p>Backbone: 64 × 64 stickers, built in. Hardware: {where}</p>"
+    model = "stickers of 64 × 64 pixels, built in" if backbone == "sticker" else Path(backbone).name
+    pace = "" if best_device().type == "cuda" else " No GPU is needed: stickers train in minutes."
+    return f"<p>Backbone: {escape(model)}. Hardware: {escape(describe_hardware())}.{pace}</p>"

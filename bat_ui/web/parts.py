@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from html import escape
 from pathlib import Path
@@ -65,6 +66,15 @@ def answering(message: gr.HTML, handler: Callable[..., Updates]) -> Callable[...
     return answered
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """For endpoints without a place on the page: a problem of the user becomes the answer's error."""
+    try:
+        yield
+    except UserError as problem:
+        raise gr.Error(str(problem), print_exception=False) from problem
+
+
 def opened(id: str | None) -> Project | None:
     """The project with that id, None if there is none (any more)."""
     try:
@@ -79,6 +89,13 @@ def required(id: str | None, sentence: str = "Choose pictures of your subject in
     if project is None:
         raise UserError(sentence)
     return project
+
+
+def stop_button(project: Project | None, verb: str, label: str = "Stop") -> Any:
+    """The update of a verb's stop button: there while the verb runs, and at rest once it was pressed."""
+    running = project is not None and project.status(verb)["state"] == "running"
+    stopping = running and project.stop_file(verb).exists()
+    return gr.update(visible=running, value="Stopping …" if stopping else label, interactive=not stopping)
 
 
 def fingerprint(project: Project, *files: Path) -> str:

@@ -5,7 +5,7 @@ In: uploads and clicks.  Out: the project's draft (draft.py) and, by "Use these 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from bat_ui.pictures import SUFFIXES
 from bat_ui.project import Project, new_project
 from bat_ui.subject import STICKER_TEMPLATE, subject_warnings
 from bat_ui.web import draft as drafts
-from bat_ui.web.parts import Updates, address, alert, answering, html, message_box, note, opened
+from bat_ui.web.parts import Updates, address, alert, answering, html, message_box, note, opened, refusing, required
 from bat_ui.web.step import Shared, Step
 
 EXAMPLES = Path(__file__).parents[2] / "assets" / "examples"
@@ -137,28 +137,17 @@ def build_subject_step(shared: Shared) -> Step:
         return show(project)
 
     def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, *captions: str) -> Updates:
-        from bat_ui import line  # here, since it takes seconds to import and the page should be up before
-
-        project = opened(project_id)
-        if project is None:
-            raise UserError(NO_PICTURE)
-        draft = drafts.change(project, class_noun=class_noun, identifier=word)
-        if wished != drafts.wants_cut_out(draft):
-            draft = drafts.change(project, cut_out=wished)
-        if captions:
-            draft = drafts.set_captions(project, {p.name: text for p, text in zip(draft.pictures, captions)})
-        if not draft.used or not (project.subject / "subject.json").is_file():
-            line.prepare(
-                project,
-                drafts.sources(project, draft),
-                class_noun,
-                template=STICKER_TEMPLATE,
-                captions=[p.caption or None for p in draft.pictures],
-                cut_out=wished,
-                identifier=word,
-            )
-            drafts.change(project, used=True)
+        project = required(project_id, NO_PICTURE)
+        _prepare(project, class_noun, word, wished, captions)
         return {**show(project), shared.tabs: gr.Tabs(selected=2)}
+
+    def use_pictures_endpoint(
+        project: str, class_noun: str, identifier: str = "sks", cut_out: bool = False, captions: list[str] | None = None
+    ) -> str:
+        """Make the subject from the pictures that were added, with a caption for each in their order or none."""
+        with refusing():
+            _prepare(required(project, NO_PICTURE), class_noun, identifier, cut_out, captions or ())
+        return project
 
     def example_user(folder: Path) -> Callable[[str], Updates]:
         def use_example(project_id: str) -> Updates:
@@ -205,7 +194,31 @@ def build_subject_step(shared: Shared) -> Step:
             api_visibility="private",
         )
     cut_out.input(answering(message, cut), [id, cut_out], [message, *own], api_name="cut_out", concurrency_limit=2)
+    gr.api(use_pictures_endpoint, api_name="use_pictures")
     return Step(show, own)
+
+
+def _prepare(project: Project, class_noun: str, identifier: str, cut_out: bool, captions: Sequence[str]) -> None:
+    """Bring the draft up to date and make the subject from it, unless that was done before."""
+    from bat_ui import line  # here, since it takes seconds to import and the page should be up before
+
+    draft = drafts.change(project, class_noun=class_noun, identifier=identifier)
+    if cut_out != drafts.wants_cut_out(draft):
+        draft = drafts.change(project, cut_out=cut_out)
+    if captions:
+        draft = drafts.set_captions(project, {p.name: text for p, text in zip(draft.pictures, captions)})
+    if draft.used and (project.subject / "subject.json").is_file():
+        return
+    line.prepare(
+        project,
+        drafts.sources(project, draft),
+        class_noun,
+        template=STICKER_TEMPLATE,
+        captions=[p.caption or None for p in draft.pictures],
+        cut_out=cut_out,
+        identifier=identifier,
+    )
+    drafts.change(project, used=True)
 
 
 def _example_button(name: str) -> gr.Button:

@@ -6,6 +6,7 @@ In: a project with subject and selection.  Out: its adapter, by a worker that go
 from __future__ import annotations
 
 import json
+import shutil
 
 import gradio as gr
 
@@ -27,6 +28,7 @@ from bat_ui.web.parts import (
     opened,
     progress_bar,
     required,
+    stop_button,
 )
 from bat_ui.web.step import Shared, Step
 
@@ -75,7 +77,6 @@ def build_training_step(shared: Shared) -> Step:
     def follow(project: Project | None) -> Updates:
         status = project.status("train") if project else {"state": "absent"}
         running, done = status["state"] == "running", status["state"] == "done"
-        stopping = running and project.stop_file("train").exists()
         resumable = status["state"] in ("stopped", "failed") and any(project.checkpoints.glob("step-*"))
         return {
             begin: gr.update(
@@ -83,7 +84,7 @@ def build_training_step(shared: Shared) -> Step:
                 variant="secondary" if done or resumable else "primary",
                 interactive=not running,
             ),
-            stop: gr.update(visible=running, value="Stopping …" if stopping else "Stop and save", interactive=not stopping),
+            stop: stop_button(project, "train", "Stop and save"),
             resume: gr.update(visible=resumable, variant="primary"),
             go_on: gr.update(visible=_has_adapter(project) and not running),
             panel: _panel(project, status),
@@ -108,6 +109,7 @@ def build_training_step(shared: Shared) -> Step:
         workers.start(project, "train", [f"--backbone={shared.backbone}", *workers.options([settings])])
         remember(project, settings)
         project.losses.unlink(missing_ok=True)
+        shutil.rmtree(project.checkpoints, ignore_errors=True)  # or an early stop could resume the run before this one
         return follow(project)
 
     def go_on_training(project_id: str) -> Updates:

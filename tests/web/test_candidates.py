@@ -1,0 +1,68 @@
+"""How a choice looks: what is known is said in words, what a rule does not compute is not shown, text stays text."""
+
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from bat_ui.choice import Candidate, Choice
+from bat_ui.project import Project
+from bat_ui.web import candidates
+
+ROWS = (
+    Candidate("a/1", "a flat sticker of <cat> & dog", 0.912, 0, "valid", 0.123, 1, True),
+    Candidate("a/2", "a moon", 0.5, 1, "harmful", None, None, False),
+)
+GROUPS = tuple(
+    {"group": g, "size": 1, "verdict": v, "disagreement": 0.1, "interval": [0.0, 0.2], "evidence": 1.0}
+    for g, v in enumerate(("valid", "harmful"))
+)
+CHOICE = Choice("albat", ROWS, errors=(1.0, 0.877), knee=1, groups=GROUPS)
+
+
+@pytest.fixture()
+def project(tmp_path):
+    project = Project(tmp_path)
+    project.candidates.mkdir()
+    for row in ROWS:
+        Image.new("RGB", (64, 64)).save(project.candidate_picture(row.id))
+    return project
+
+
+def buttons_of(project, choice):
+    markup = candidates.cards(project, choice, [c.id for c in choice.candidates])
+    closed = markup.replace('height="96">', 'height="96"/>')
+    return {button.get("data-id"): button for button in ElementTree.fromstring(closed)}
+
+
+def test_a_card_says_caption_similarity_verdict_and_gain_and_whether_it_is_taken(project):
+    taken, other = (buttons_of(project, CHOICE)[id] for id in ("a/1", "a/2"))
+    words = " ".join(taken.itertext())
+    for said in ("a flat sticker of <cat> & dog", "#1", "0.91", "agrees with your subject", "by 12.3%"):
+        assert said in words
+    assert (taken.get("aria-pressed"), other.get("aria-pressed")) == ("true", "false")
+    assert "pulls away" in " ".join(other.itertext())
+
+
+def test_a_rule_without_verdicts_and_gains_shows_none(project):
+    plain = Choice("nearest", tuple(replace(c, verdict=None, gain=None, group=None) for c in ROWS), 1)
+    words = " ".join(buttons_of(project, plain)["a/1"].itertext())
+    assert "error" not in words and "subject" not in words
+    assert candidates.curve(plain) == ""
+
+
+def test_the_summary_counts_what_is_taken_and_what_it_is_predicted_to_bring():
+    assert "1 of 2 taken" in candidates.summary(CHOICE) and "falls to 88%" in candidates.summary(CHOICE)
+    none = replace(CHOICE, candidates=tuple(replace(c, chosen=False) for c in ROWS))
+    assert "0 of 2 taken" in candidates.summary(none) and "falls to" not in candidates.summary(none)
+    assert "changed by hand" in candidates.summary(replace(CHOICE, dropped=("a/2",)))
+
+
+def test_the_curve_marks_the_present_choice():
+    assert "1 taken" in candidates.curve(CHOICE)
+
+
+def test_the_groups_table_has_a_row_and_a_verdict_for_each_group(project):
+    table = candidates.groups(project, CHOICE)
+    assert table.count("<tr>") == 3 and "agrees with your subject" in table and "pulls away from your subject" in table

@@ -1,0 +1,49 @@
+"""The page as a whole: it builds, tells nobody, and opens a project where its work stands."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from bat_ui.project import new_project, write_json
+from bat_ui.web.page import _furthest, build_page
+from bat_ui.web.theme import make_theme
+
+
+@pytest.fixture(scope="module")
+def page():
+    return build_page("sticker")
+
+
+def test_analytics_are_off_and_old_uploads_are_deleted(page):
+    assert page.analytics_enabled is False and page.delete_cache is not None
+
+
+def test_the_theme_asks_for_no_font_from_anywhere():
+    theme = make_theme()
+    assert not theme._stylesheets and not re.search(r"(url\(|import)\s*[\"']?https?:", theme._get_theme_css())
+
+
+def test_the_command_line_says_its_options_and_listens_to_this_machine_only():
+    said = subprocess.run([sys.executable, "app.py", "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(option in said for option in ("--port", "--host", "--data", "--backbone")) and "this machine only" in said
+
+
+@pytest.mark.parametrize(
+    "files, step",
+    [((), 1), (("subject/subject.json",), 2), (("subject/subject.json", "lora/weights.safetensors"), 4)],
+)
+def test_a_project_opens_at_the_last_step_with_something_to_look_at(files, step):
+    project = new_project()
+    for name in files:
+        (project.folder / name).parent.mkdir(exist_ok=True)
+        (project.folder / name).write_text(json.dumps({}))
+    assert _furthest(project) == step and _furthest(None) == 1
+
+
+def test_a_stopped_training_opens_at_training():
+    project = new_project()
+    write_json(project.status_file("train"), {"verb": "train", "state": "stopped"})
+    assert _furthest(project) == 3
