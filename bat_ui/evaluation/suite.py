@@ -41,9 +41,10 @@ from bat_ui.evaluation.rules import (
 )
 from bat_ui.evaluation.subjects import TUNING_FAMILIES, Case, load_case, photo_case, subject_names
 from bat_ui.generation import generate
-from bat_ui.line import encode_subject, open_store, silent
+from bat_ui.line import RANDOM_PART, encode_subject, open_store, silent
 from bat_ui.project import Progress
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
+from bat_ui.sketching import PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
 from bat_ui.training.loop import Encoded, new_optimizer, train
 from bat_ui.training.lora import lora
 
@@ -302,7 +303,8 @@ def selection_of(settings: EvaluationSettings) -> str:
     """Digest of what changes the rules of sketches alone."""
     selection = {k: v for k, v in asdict(settings.selection).items() if k not in ("rule", "num_backbone", "seed")}
     training = settings.training
-    return _digest([selection, training.rank, training.learning_rate, training.batch_size, settings.given])
+    fixed = [RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP]
+    return _digest([selection, training.rank, training.learning_rate, training.batch_size, settings.given, fixed])
 
 
 def backbone_digest(backbone: Backbone) -> str:
