@@ -102,6 +102,7 @@ def build_backbone_step(shared: Shared) -> Step:
 
     def follow(project: Project | None, known: list[str], count: int, can_undo: bool) -> Updates:
         """All but the settings; the cards stay where they are for as long as they are the same pictures."""
+        now = _seen(project)  # before anything is read, so that a change meanwhile is noticed at the next tick
         status = project.status("select") if project else {"state": "absent"}
         running = status["state"] == "running"
         choice = None if running else _choice(project)
@@ -122,7 +123,7 @@ def build_backbone_step(shared: Shared) -> Step:
             more: gr.update(visible=listed and len(known) > count),
             details: gr.update(visible=listed and bool(choice.groups)),
             groups: candidates.groups(project, choice) if listed and choice.groups else "",
-            seen: _seen(project),
+            seen: now,
             order: known if listed else [],
         }
 

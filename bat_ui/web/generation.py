@@ -77,6 +77,7 @@ def build_generation_step(shared: Shared) -> Step:
     own = [draw, stop, panel, samples, downloads, weights, archive, seen]
 
     def follow(project: Project | None) -> Updates:
+        now = _seen(project)  # before anything is read, so that a change meanwhile is noticed at the next tick
         status = project.status("generate") if project else {"state": "absent"}
         running = status["state"] == "running"
         adapter = _adapter(project)
@@ -89,7 +90,7 @@ def build_generation_step(shared: Shared) -> Step:
             downloads: gr.update(visible=adapter is not None),
             weights: gr.update(value=str(adapter) if adapter else None, visible=adapter is not None),
             archive: gr.update(value=str(packed) if packed else None, visible=packed is not None),
-            seen: _seen(project),
+            seen: now,
         }
 
     def show(project: Project | None) -> Updates:

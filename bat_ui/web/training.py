@@ -75,6 +75,7 @@ def build_training_step(shared: Shared) -> Step:
     own = [begin, stop, resume, go_on, panel, losses, seen]
 
     def follow(project: Project | None) -> Updates:
+        now = _seen(project)  # before anything is read, so that a change meanwhile is noticed at the next tick
         status = project.status("train") if project else {"state": "absent"}
         running, done = status["state"] == "running", status["state"] == "done"
         resumable = status["state"] in ("stopped", "failed") and any(project.checkpoints.glob("step-*"))
@@ -89,7 +90,7 @@ def build_training_step(shared: Shared) -> Step:
             go_on: gr.update(visible=_has_adapter(project) and not running),
             panel: _panel(project, status),
             losses: _losses(project, status) if project else "",
-            seen: _seen(project),
+            seen: now,
         }
 
     def show(project: Project | None) -> Updates:
