@@ -1,0 +1,53 @@
+"""How the tests of this folder drive the page: by labels, roles and ids, never by waiting for a time."""
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, expect
+
+PATIENCE = 240_000  # milliseconds: workers import their libraries and build a store first, perhaps on a busy machine
+expect.set_options(timeout=PATIENCE)
+
+
+def watched(browser: Browser, server: str, **options):
+    """A browser context, and the list in which it notes requests to other hosts."""
+    context, foreign = browser.new_context(**options), []
+    own = (server + "/", "data:", "blob:")
+    context.on("request", lambda request: request.url.startswith(own) or foreign.append(request.url))
+    return context, foreign
+
+
+def open_page(page: Page, address: str) -> None:
+    """Load the page and wait until its first event has filled it."""
+    page.goto(address)
+    expect(page.locator("#hardware")).to_contain_text("Hardware")
+
+
+def upload(page: Page, files: list[Path]) -> None:
+    page.locator("#upload input[type=file]").set_input_files(files)
+
+
+def dial(page: Page, elem_id: str, value: int) -> None:
+    box = page.locator(f"#{elem_id} input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def open_tab(page: Page, number: int) -> None:
+    page.get_by_role("tab", name=re.compile(f"^{number} ")).click()
+
+
+def find_pictures(page: Page, candidates: int) -> None:
+    expect(page.get_by_role("button", name="Find helpful pictures")).to_be_visible()
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    page.get_by_label("Candidates").fill(str(candidates))
+    page.get_by_label("Surrogate steps").fill("2")
+    page.get_by_role("button", name="Find helpful pictures").click()
+    expect(page.locator("#backbone-panel progress")).to_be_visible()
+    expect(page.locator(".pick")).to_have_count(candidates)
+
+
+def train(page: Page, steps: int) -> None:
+    dial(page, "steps-dial", steps)
+    page.get_by_role("button", name=re.compile("Start training|Train again")).click()
+    expect(page.locator("#training-panel")).to_contain_text(f"Trained: {steps} steps")
