@@ -7,7 +7,7 @@ new one from the saved sketches alone, without the model.  No score is ever made
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from bat_ui.albat.selection import RULES, Assessment, Sketches, assess
 from bat_ui.albat.selection import select as rank_candidates
 from bat_ui.errors import UserError
-from bat_ui.project import read_json, write_json
+from bat_ui.files import read_json, replacing, write_json
 
 _judging = Lock()
 
@@ -58,7 +58,6 @@ class Choice:
     dropped: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     store: str = ""
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def chosen(self) -> tuple[Candidate, ...]:
@@ -80,7 +79,8 @@ class Choice:
 
 def save_sketches(sketches: Sketches, path: Path) -> None:
     """The sketches' arrays as one safetensors file."""
-    save_file({k: np.ascontiguousarray(v) for k, v in sketches.to_arrays().items()}, path)
+    with replacing(path) as draft:
+        save_file({k: np.ascontiguousarray(v) for k, v in sketches.to_arrays().items()}, draft)
 
 
 def load_sketches(path: Path) -> Sketches:
@@ -122,10 +122,9 @@ def judge(sketches_path: Path) -> tuple[Sketches, Assessment]:
 
     Raises UserError if there are none.
     """
-    if not sketches_path.is_file():
-        raise UserError("The sketches of this selection are missing: run the selection again.")
+    changed = sketches_path.stat().st_mtime_ns if sketches_path.is_file() else 0
     with _judging:  # who asks second waits for the first one's answer
-        return _judged(sketches_path, sketches_path.stat().st_mtime_ns)
+        return _judged(sketches_path, changed)
 
 
 @lru_cache(maxsize=4)

@@ -188,7 +188,7 @@ def _select(args: argparse.Namespace) -> None:
     from bat_ui.backbones import load_backbone
     from bat_ui.project import Project
 
-    if (args.subject / "subject" / "subject.json").is_file():
+    if Project(args.subject).subject_marker.is_file():
         project, backbone = Project(args.subject), load_backbone(args.backbone)
     elif not args.class_noun or not args.out:
         raise UserError("Give --class-noun and --out with a folder of pictures.")
@@ -253,9 +253,10 @@ def _open(args: argparse.Namespace):
     from bat_ui.backbones import load_backbone
     from bat_ui.project import Project
 
-    if not (args.project / "subject" / "subject.json").is_file():
+    project = Project(args.project)
+    if not project.subject_marker.is_file():
         raise UserError(f"There is no project in {args.project}: make one with `python -m bat_ui select`.")
-    return Project(args.project), load_backbone(args.backbone)
+    return project, load_backbone(args.backbone)
 
 
 def _draw(project, backbone, args: argparse.Namespace) -> None:

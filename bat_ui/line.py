@@ -20,11 +20,12 @@ from bat_ui.albat.validity import GroupVerdict
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import Candidate, Choice, apply_selection, save_sketches
 from bat_ui.errors import UserError
+from bat_ui.files import read_json_lines, write_json
 from bat_ui.generation import contact_sheet, generate
-from bat_ui.project import Progress, Project, write_json
+from bat_ui.project import Progress, Project
 from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings
 from bat_ui.sketching import sketch_candidates
-from bat_ui.store.shortlist import shortlist
+from bat_ui.store.shortlist import Shortlist, shortlist
 from bat_ui.store.sticker import open_sticker_store
 from bat_ui.store.table import Store
 from bat_ui.subject import Subject, prepare_subject
@@ -119,9 +120,9 @@ def run_training(
     with lora(backbone, settings.rank, settings.seed) as weights:
         optimizer = new_optimizer(weights, settings)
         start = restore_checkpoint(checkpoint, weights, optimizer) if checkpoint else 0
-        kept = _losses_before(project.losses, start)
+        kept = [row for row in read_json_lines(project.losses) if row["step"] <= start]  # no step is logged twice
         with open(project.losses, "w", encoding="utf-8") as log:
-            log.writelines(kept)
+            log.writelines(json.dumps(row) + "\n" for row in kept)
             for step in train(backbone, weights, optimizer, subject, chosen, settings, start):
                 row = {"step": step.number, "subject": step.subject_loss, "backbone": step.backbone_loss}
                 log.write(json.dumps(row) + "\n")
@@ -134,7 +135,7 @@ def run_training(
                     break
         save_lora(backbone, project.lora)
     clock.lap("training")
-    losses = [json.loads(line) for line in project.losses.read_text(encoding="utf-8").splitlines()]
+    losses = read_json_lines(project.losses)
     last = losses[-50:]
     mean = {k: sum(r[k] for r in last) / len(last) for k in ("subject", "backbone") if last and last[0][k] is not None}
     counts = {"subject": len(subject), "backbone": len(chosen) if chosen is not None else 0}
@@ -209,6 +210,24 @@ def open_store(backbone: Backbone, progress: Progress = silent) -> Store:
     return open_sticker_store(backbone.clip, report)
 
 
+def find_candidates(
+    store: Store, backbone: Backbone, subject: Subject, class_prompt: str, settings: SelectionSettings
+) -> Shortlist:
+    """ALBAT's candidates: neighbours of the subject and its class, and RANDOM_PART from anywhere in the store."""
+    num_random = round(settings.shortlist * RANDOM_PART)
+    return shortlist(
+        store,
+        backbone.clip,
+        subject.images,
+        subject.captions,
+        class_prompt,
+        settings.shortlist - num_random,
+        num_random=num_random,
+        seed=settings.seed,
+        identifier=subject.identifier,
+    )
+
+
 def encode_subject(backbone: Backbone, subject: Subject) -> Encoded:
     """The subject's pictures with their captions, ready for training."""
     return Encoded(backbone.encode_images(subject.images), backbone.encode_captions(subject.captions))
@@ -226,18 +245,7 @@ def encode_chosen(backbone: Backbone, choice: Choice, progress: Progress = silen
 
 def _choose_by_albat(project, backbone, store, subject, settings, training, progress, clock) -> Choice:
     progress("Searching the store", 0, 1)
-    num_random = round(settings.shortlist * RANDOM_PART)
-    found = shortlist(
-        store,
-        backbone.clip,
-        subject.images,
-        subject.captions,
-        backbone.class_prompt(subject.class_noun),
-        settings.shortlist - num_random,
-        num_random=num_random,
-        seed=settings.seed,
-        identifier=subject.identifier,
-    )
+    found = find_candidates(store, backbone, subject, backbone.class_prompt(subject.class_noun), settings)
     clock.lap("shortlist")
     pictures = store.pictures(found.ids)
     candidates = Encoded(backbone.encode_images(pictures), backbone.encode_captions(found.captions))
@@ -316,14 +324,6 @@ def _group_record(verdict: GroupVerdict) -> dict:
         "interval": list(verdict.interval),
         "evidence": verdict.evidence,
     }
-
-
-def _losses_before(path: Path, step: int) -> list[str]:
-    """The lines of a loss log up to `step`, so that a resumed run does not write any step twice."""
-    if step == 0 or not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
 
 
 def _since(start: float) -> float:

@@ -7,7 +7,6 @@ The folder is the only truth: the page, the command line and the workers hold no
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 import platformdirs
 
 from bat_ui.errors import UserError
+from bat_ui.files import read_json, write_json
 from bat_ui.hardware import describe_hardware
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
@@ -45,6 +45,11 @@ class Project:
         return self.folder / "subject"
 
     @property
+    def subject_marker(self) -> Path:
+        """Present once the subject is complete."""
+        return self.subject / "subject.json"
+
+    @property
     def choice(self) -> Path:
         return self.folder / "selection.json"
 
@@ -63,6 +68,11 @@ class Project:
     @property
     def lora(self) -> Path:
         return self.folder / "lora"
+
+    @property
+    def adapter(self) -> Path | None:
+        """The trained LoRA file, or None."""
+        return next(iter(sorted(self.lora.glob("*.safetensors"))), None)
 
     @property
     def checkpoints(self) -> Path:
@@ -152,22 +162,6 @@ class StatusWriter:
         """The last word: state is done, failed or stopped."""
         self.record |= {"state": state, "message": message, "updated": time.time()}
         write_json(self.project.status_file(self.verb), self.record)
-
-
-def read_json(path: Path) -> dict | None:
-    """The object in a JSON file, or None if there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def write_json(path: Path, value: dict | list) -> None:
-    """Write under a temporary name, then rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _alive(pid: int) -> bool:

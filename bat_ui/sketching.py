@@ -6,13 +6,14 @@ Candidates share their timesteps and noises; the subject pictures have draws of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from bat_ui.albat.selection import Sketches, make_sketches
-from bat_ui.albat.sketch import BatchSketch, Projection, make_projection, sketch
+from bat_ui.albat.sketch import BatchSketch, Predict, Projection, make_projection, sketch
 from bat_ui.albat.validity import cluster
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.project import Progress
@@ -41,7 +42,6 @@ def sketch_candidates(
 
     vectors (n, d): the candidates' CLIP vectors, by which they are grouped.
     """
-    keys = torch.tensor([crc32(name.encode()) for name in ids])
     subject_keys = torch.arange(len(subject))
     with lora(backbone, training.rank, settings.seed) as weights:
         projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
@@ -56,15 +56,9 @@ def sketch_candidates(
         for step in train(backbone, weights, new_optimizer(weights, training), subject, None, training):
             progress("Training the surrogate", step.number, training.steps)
         adapted = sketch_subject()
-        draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
-        parts, per_pass = [], max(BATCH_ROWS // settings.draws, 1)
-        for first in range(0, len(ids), per_pass):
-            rows = slice(first, first + per_pass)
-            part = Encoded(candidates.latents[rows], candidates.states[rows])
-            parts.append(sketch_images(backbone, part, keys[rows], draw, projection, 1, "fisher", settings.seed))
-            progress("Sketching backbone pictures", min(first + per_pass, len(ids)), len(ids))
-    gradients = torch.cat([p.gradients for p in parts]).cpu()
-    curvature = torch.cat([p.curvature for p in parts]).cpu()
+        gradients, curvature = _sketch_all(
+            backbone, ids, candidates, projection, 1, settings, "Sketching backbone pictures", progress
+        )
     groups = cluster(vectors, max(len(ids) // PICTURES_PER_GROUP, 1), settings.seed)
     return make_sketches(
         ids,
@@ -75,6 +69,47 @@ def sketch_candidates(
         start_gradients=start.gradients.cpu(),
         start_curvature=start.curvature.cpu(),
     )
+
+
+def sketch_folds(
+    backbone: Backbone,
+    ids: Sequence[str],
+    candidates: Encoded,
+    subject: Encoded,
+    settings: SelectionSettings,
+    training: TrainingSettings,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """For each fold a surrogate of the other pictures, its left-out judges and the candidates there (theory.md, The
+    cross-fitted form): `judges`, `judge_curvature` and `fold_gradients` as `Sketches` has them.
+
+    Leave-one-out up to 6 pictures, else 4 folds.  A judge's draws are its own, never the candidates'.
+    """
+    count = len(subject)
+    folds = count if count <= 6 else 4
+    judges, judge_curvature, gradients = [], [], []
+    for fold in range(folds):
+        left = torch.arange(fold, count, folds)
+        rest = torch.tensor([i for i in range(count) if i % folds != fold])
+        with lora(backbone, training.rank, settings.seed) as weights:
+            projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
+            others = Encoded(subject.latents[rest], subject.states[rest])
+            for step in train(backbone, weights, new_optimizer(weights, training), others, None, training):
+                progress(f"Training the surrogate of fold {fold + 1}", step.number, training.steps)
+            draw = backbone.draw(SUBJECT_DRAWS, step_generator(settings.seed, -(SUBJECT_STREAM + 1 + fold)))
+            judge = Encoded(subject.latents[left], subject.states[left])
+            judges.append(_gradient_by_draw(backbone, judge, draw, projection))
+            found = sketch_images(backbone, judge, left, draw, projection, SUBJECT_VECTORS, "gauss_newton", settings.seed)
+            judge_curvature.append(found.curvature.flatten(0, 1).cpu())
+            what = f"Sketching at fold {fold + 1}"
+            gradients.append(_sketch_all(backbone, ids, candidates, projection, 0, settings, what, progress)[0])
+    longest = max(len(c) for c in judge_curvature)
+    padded = [torch.nn.functional.pad(c, (0, 0, 0, longest - len(c))) for c in judge_curvature]  # folds differ in size
+    return {
+        "judges": torch.stack(judges),
+        "judge_curvature": torch.stack(padded),
+        "fold_gradients": torch.stack(gradients),
+    }
 
 
 def sketch_images(
@@ -88,23 +123,61 @@ def sketch_images(
     seed: int,
 ) -> BatchSketch:
     """Sketch b images over the same timesteps (d,) and noises (d, c, h, w)."""
-    timesteps, noise = draw
-    count, draws = len(images), len(timesteps)
-
-    def predict(batch: Encoded) -> tuple[Tensor, Tensor, float]:
-        latents = batch.latents.repeat_interleave(draws, 0)
-        states = batch.states.repeat_interleave(draws, 0)
-        prediction, target = backbone.predict(latents, states, timesteps.repeat(count), noise.repeat(count, 1, 1, 1))
-        return prediction.contiguous(), target.contiguous(), 1.0
-
     return sketch(
         backbone.unet,
-        predict,
+        _predictor(backbone, draw),
         images,
         keys,
         projection,
-        draws=draws,
+        draws=len(draw[0]),
         vectors=vectors,
         curvature=curvature,
         seed=seed,
     )
+
+
+def _sketch_all(
+    backbone: Backbone,
+    ids: Sequence[str],
+    candidates: Encoded,
+    projection: Projection,
+    vectors: int,
+    settings: SelectionSettings,
+    what: str,
+    progress: Progress,
+) -> tuple[Tensor, Tensor]:
+    """Gradients (n, k) and Fisher curvature (n, vectors, k) of all candidates, on the CPU, over their common draws."""
+    keys = torch.tensor([crc32(name.encode()) for name in ids])
+    draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
+    gradients, curvature, per_pass = [], [], max(BATCH_ROWS // settings.draws, 1)
+    for first in range(0, len(ids), per_pass):
+        rows = slice(first, first + per_pass)
+        part = Encoded(candidates.latents[rows], candidates.states[rows])
+        made = sketch_images(backbone, part, keys[rows], draw, projection, vectors, "fisher", settings.seed)
+        gradients.append(made.gradients.cpu())
+        curvature.append(made.curvature.cpu())
+        progress(what, min(first + per_pass, len(ids)), len(ids))
+    return torch.cat(gradients), torch.cat(curvature)
+
+
+def _gradient_by_draw(backbone: Backbone, images: Encoded, draw: tuple[Tensor, Tensor], projection: Projection) -> Tensor:
+    """The images' summed gradient in each of d draws (d, k): every draw counts as an image of its own."""
+    draws, count = len(draw[0]), len(images)
+    keys = torch.arange(count * draws)
+    made = sketch(backbone.unet, _predictor(backbone, draw), images, keys, projection, draws=1, vectors=0)
+    return made.gradients.view(count, draws, -1).sum(0).cpu()
+
+
+def _predictor(backbone: Backbone, draw: tuple[Tensor, Tensor]) -> Predict:
+    """What `sketch` calls: prediction, target and weight of every image of a batch under every draw, image by image."""
+    timesteps, noise = draw
+
+    def predict(batch: Encoded) -> tuple[Tensor, Tensor, float]:
+        latents = batch.latents.repeat_interleave(len(timesteps), 0)
+        states = batch.states.repeat_interleave(len(timesteps), 0)
+        prediction, target = backbone.predict(
+            latents, states, timesteps.repeat(len(batch)), noise.repeat(len(batch), 1, 1, 1)
+        )
+        return prediction.contiguous(), target.contiguous(), 1.0
+
+    return predict

@@ -8,7 +8,6 @@ Left out on purpose: face and landmark detection; a crop that the middle of the 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from PIL import Image
 
 from bat_ui.cut_out import cut_out_subject, is_on_white, subject_box
 from bat_ui.errors import UserError
+from bat_ui.files import write_json
 from bat_ui.pictures import MIN_SIDE, is_blurred, look_the_same, read_picture, shown_name, subject_files
 
 __all__ = ["Subject", "cut_out_subject", "prepare_subject", "read_picture", "subject_files", "subject_warnings"]
@@ -67,9 +67,7 @@ class Subject:
             image.save(folder / f"{name}.png")
             (folder / f"{name}.txt").write_text(caption + "\n", encoding="utf-8")
         record = {key: getattr(self, key) for key in ("class_noun", "identifier", "names", "cut_out", "size")}
-        draft = folder / "subject.json.tmp"
-        draft.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(draft, marker)
+        write_json(marker, record)
 
     @classmethod
     def load(cls, folder: Path | str) -> Subject:

@@ -8,9 +8,11 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 
+from bat_ui.backbones import load_backbone
 from bat_ui.backbones.sticker import data, train_clip
 from bat_ui.backbones.sticker.tokenizer import build_tokenizer
 from bat_ui.backbones.sticker.train_unet import new_scheduler
+from bat_ui.training.loop import Encoded
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,6 +71,23 @@ def tiny_backbone_folder(tmp_path_factory) -> Path:
         )
     pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone_folder):
+    """The tiny backbone, loaded."""
+    return load_backbone(str(tiny_backbone_folder))
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """A function that makes `count` encoded pictures for the tiny backbone out of a seed."""
+
+    def make(count: int, seed: int) -> Encoded:
+        rng = torch.Generator().manual_seed(seed)
+        return Encoded(torch.randn(count, 4, 16, 16, generator=rng), torch.randn(count, 24, 16, generator=rng))
+
+    return make
 
 
 @pytest.fixture()

@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bat_ui.backbones import load_backbone
 from bat_ui.errors import UserError
 from bat_ui.generation import contact_sheet, generate
 from bat_ui.settings import GenerationSettings
 from bat_ui.training.lora import lora, save_lora
-
-
-@pytest.fixture(scope="module")
-def backbone(tiny_backbone_folder):
-    return load_backbone(str(tiny_backbone_folder))
-
 
 QUICK = GenerationSettings(steps=2, seed=4)
 

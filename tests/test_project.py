@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from bat_ui.project import Project, StatusWriter, read_json, write_json
+from bat_ui.files import read_json, write_json
+from bat_ui.project import Project, StatusWriter
 
 
 def test_status_goes_from_absent_over_running_to_the_last_word(tmp_path):
@@ -23,7 +24,7 @@ def test_status_goes_from_absent_over_running_to_the_last_word(tmp_path):
 
 def test_a_run_whose_process_died_is_reported_as_failed(tmp_path):
     project = Project(tmp_path)
-    code = "import sys; from bat_ui.project import *; from pathlib import Path; StatusWriter(Project(Path(sys.argv[1])), 'train')"
+    code = "import sys; from bat_ui.project import *; StatusWriter(Project(Path(sys.argv[1])), 'train')"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=os.getcwd())
     assert read_json(project.status_file("train"))["state"] == "running"
     assert project.status("train")["state"] == "failed"

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from bat_ui.albat.sketch import lora_layers, make_projection
-from bat_ui.backbones import load_backbone
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.sketching import sketch_candidates, sketch_images
@@ -12,17 +11,7 @@ from bat_ui.training.loop import Encoded
 from bat_ui.training.lora import lora
 
 
-@pytest.fixture(scope="module")
-def backbone(tiny_backbone_folder):
-    return load_backbone(str(tiny_backbone_folder))
-
-
-def pictures(count, seed):
-    rng = torch.Generator().manual_seed(seed)
-    return Encoded(torch.randn(count, 4, 16, 16, generator=rng), torch.randn(count, 24, 16, generator=rng))
-
-
-def test_a_sketched_gradient_is_the_projected_gradient_of_the_denoising_loss(backbone):
+def test_a_sketched_gradient_is_the_projected_gradient_of_the_denoising_loss(backbone, pictures):
     images, draw = pictures(2, 0), backbone.draw(3, step_generator(0, 1))
     with lora(backbone, 2, 0) as weights:
         rng = torch.Generator().manual_seed(1)
@@ -46,7 +35,7 @@ def test_a_sketched_gradient_is_the_projected_gradient_of_the_denoising_loss(bac
             assert float(found.loss[i]) == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_a_candidates_sketch_does_not_depend_on_its_neighbours(backbone):
+def test_a_candidates_sketch_does_not_depend_on_its_neighbours(backbone, pictures):
     settings = SelectionSettings(draws=2, sketch_size=32)
     training = TrainingSettings(steps=2, rank=2, batch_size=2)
     everyone, subject = pictures(40, 0), pictures(2, 1)

@@ -17,9 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
 def photo(seed=0, width=80, height=80):
     """Texture that reaches the frame, so that it is neither flat nor on white."""
     rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 200, (16, 16, 3), np.uint8)).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
+    return Image.fromarray(rng.integers(0, 200, (16, 16, 3), np.uint8)).resize((width, height), Image.Resampling.NEAREST)
 
 
 @pytest.fixture
@@ -43,9 +41,7 @@ def test_a_hopeless_number_of_pictures_is_refused(photos, count, says):
         prepare_subject((photos * 13)[:count], "dog")
 
 
-@pytest.mark.parametrize(
-    "noun", ["", "   ", "a" * 41, "dog\ncat", "dog{0}", "<b>", "-dog", "dog; rm", "_", "dog\tcat"]
-)
+@pytest.mark.parametrize("noun", ["", "   ", "a" * 41, "dog\ncat", "dog{0}", "<b>", "-dog", "dog; rm", "_", "dog\tcat"])
 def test_a_class_noun_that_is_not_a_plain_noun_is_refused(photos, noun):
     with pytest.raises(UserError, match="class noun"):
         prepare_subject(photos, noun)
@@ -161,9 +157,7 @@ def test_a_crop_is_in_parts_of_the_picture(photos):
     assert subject.images[0].tobytes() == photo(0).crop((40, 20, 80, 60)).tobytes()
 
 
-@pytest.mark.parametrize(
-    "box", [(0.5, 0, 0.4, 1), (-0.1, 0, 1, 1), (0, 0, 1.1, 1), (0, 0, 0.1, 1), (0, 0, float("nan"), 1)]
-)
+@pytest.mark.parametrize("box", [(0.5, 0, 0.4, 1), (-0.1, 0, 1, 1), (0, 0, 1.1, 1), (0, 0, 0.1, 1), (0, 0, float("nan"), 1)])
 def test_a_crop_outside_the_picture_or_too_small_is_refused(photos, box):
     with pytest.raises(UserError, match="crop of dog 0.png"):
         prepare_subject(photos[:1], "dog", crops=[box])

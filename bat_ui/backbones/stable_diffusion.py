@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from bat_ui.clip_space import ClipSpace
+from bat_ui.seeds import stratified_timesteps
 
 BATCH = 64  # pictures encoded at once
 
@@ -126,12 +127,10 @@ class Backbone:
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` timesteps in random order, one from each of `count` equal parts of the schedule, and noises."""
-        total = self.pipeline.scheduler.config.num_train_timesteps
-        parts = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng)) / count
+        timesteps = stratified_timesteps(count, self.pipeline.scheduler.config.num_train_timesteps, rng)
         config = self.unet.config
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         noise = torch.randn(shape, generator=rng)
-        timesteps = (parts * total).long().clamp(max=total - 1)
         return timesteps.to(self.device), noise.to(self.device, self.dtype)
 
 

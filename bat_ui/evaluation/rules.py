@@ -7,7 +7,6 @@ theory predicts for it.  A rule that takes pictures takes `number` of them, or a
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,31 +23,19 @@ from torch import Tensor
 from bat_ui.albat.benefit import asymptotic_error, rank_by_benefit
 from bat_ui.albat.cross_fit import rank_by_score
 from bat_ui.albat.selection import Assessment, Sketches, assess, select
-from bat_ui.albat.sketch import make_projection, sketch
 from bat_ui.albat.validity import cluster
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import load_sketches, save_sketches
 from bat_ui.errors import UserError
 from bat_ui.evaluation.subjects import Case
+from bat_ui.files import replacing, write_json
 from bat_ui.generation import generate
-from bat_ui.line import RANDOM_PART, encode_subject
-from bat_ui.project import Progress, write_json
-from bat_ui.seeds import step_generator
+from bat_ui.line import encode_subject, find_candidates
+from bat_ui.project import Progress
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
-from bat_ui.sketching import (
-    BATCH_ROWS,
-    CANDIDATE_STREAM,
-    PICTURES_PER_GROUP,
-    SUBJECT_DRAWS,
-    SUBJECT_STREAM,
-    SUBJECT_VECTORS,
-    sketch_candidates,
-    sketch_images,
-)
-from bat_ui.store.shortlist import shortlist
+from bat_ui.sketching import PICTURES_PER_GROUP, sketch_candidates, sketch_folds
 from bat_ui.store.table import Store
-from bat_ui.training.loop import Encoded, new_optimizer, train
-from bat_ui.training.lora import lora
+from bat_ui.training.loop import Encoded
 
 # Each is a rule of albat/selection.py with its options; a new ablation is one line here.
 SKETCHED = {
@@ -183,9 +170,8 @@ def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache
         began, wanted = time.perf_counter(), paths[start : start + batch]
         settings = GenerationSettings(seed=100_000 * (seed + 1) + start)
         for path, picture in zip(wanted, generate(backbone, [prompt] * len(wanted), settings)):
-            draft = path.with_suffix(f".{os.getpid()}.tmp")
-            picture.save(draft, format="PNG")
-            os.replace(draft, path)
+            with replacing(path) as draft:
+                picture.save(draft, format="PNG")
         per_picture = (time.perf_counter() - began) / len(wanted)
         clock.write_text(json.dumps(per_picture), encoding="utf-8")
     return [Image.open(path).convert("RGB") for path in paths], per_picture * count
@@ -249,18 +235,7 @@ def make_pool(
     """Sketch the shortlist, some pictures of every other rule, and with `folds` the left-out judges; kept in `folder`."""
     settings, backbone = replace(settings, seed=seed), world.backbone
     training = replace(training, seed=seed, steps=settings.surrogate_steps)
-    num_random = round(settings.shortlist * RANDOM_PART)
-    found = shortlist(
-        world.store,
-        backbone.clip,
-        case.given.images,
-        case.given.captions,
-        case.class_prompt,
-        settings.shortlist - num_random,
-        num_random=num_random,
-        seed=seed,
-        identifier=case.given.identifier,
-    )
+    found = find_candidates(world.store, backbone, case.given, case.class_prompt, settings)
     extra = dict.fromkeys(i for rule in FROM_STORE for i in ranked_ids(rule, world, case, seed)[:EXTRA])
     ids = (*found.ids, *(i for i in extra if i not in set(found.ids)))
     vectors, images, subject = world.store.vectors_of(ids), world.images(ids), encode_subject(backbone, case.given)
@@ -272,7 +247,7 @@ def make_pool(
     if not main.is_file():
         began = time.perf_counter()
         sketches = sketch_candidates(backbone, ids, vectors, images, subject, settings, training, progress)
-        _save_whole(main, lambda path: save_sketches(sketches, path))
+        save_sketches(sketches, main)
         seconds |= {"sketches": share * (time.perf_counter() - began)}
         write_json(clock, seconds)
     sketches = load_sketches(main)
@@ -280,61 +255,13 @@ def make_pool(
         if not left_out.is_file():
             began = time.perf_counter()
             parts = sketch_folds(backbone, ids, images, subject, settings, training, progress)
-            _save_whole(left_out, lambda path: save_file(parts, path))
+            with replacing(left_out) as draft:
+                save_file(parts, draft)
             seconds |= {"folds": share * (time.perf_counter() - began)}
             write_json(clock, seconds)
         sketches = replace(sketches, **load_file(left_out))
     seconds = {"sketches": 0.0, "folds": 0.0} | seconds
     return Pool(sketches, vectors, len(found.ids), seed, seconds)
-
-
-def sketch_folds(
-    backbone: Backbone,
-    ids: Sequence[str],
-    candidates: Encoded,
-    subject: Encoded,
-    settings: SelectionSettings,
-    training: TrainingSettings,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    """For each fold a surrogate of the other pictures, its left-out judges and the candidates there (theory.md, The
-    cross-fitted form): `judges`, `judge_curvature` and `fold_gradients` as `Sketches` has them.
-
-    Leave-one-out up to 6 pictures, else 4 folds.  A judge's draws are its own, never the candidates'.
-    """
-    count = len(subject)
-    folds = count if count <= 6 else 4
-    keys = torch.tensor([crc32(name.encode()) for name in ids])
-    judges, judge_curvature, gradients = [], [], []
-    for fold in range(folds):
-        left = torch.arange(fold, count, folds)
-        rest = torch.tensor([i for i in range(count) if i % folds != fold])
-        with lora(backbone, training.rank, settings.seed) as weights:
-            projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
-            others = Encoded(subject.latents[rest], subject.states[rest])
-            for step in train(backbone, weights, new_optimizer(weights, training), others, None, training):
-                progress(f"Training the surrogate of fold {fold + 1}", step.number, training.steps)
-            draw = backbone.draw(SUBJECT_DRAWS, step_generator(settings.seed, -(SUBJECT_STREAM + 1 + fold)))
-            judge = Encoded(subject.latents[left], subject.states[left])
-            judges.append(_gradient_by_draw(backbone, judge, draw, projection))
-            found = sketch_images(backbone, judge, left, draw, projection, SUBJECT_VECTORS, "gauss_newton", settings.seed)
-            judge_curvature.append(found.curvature.flatten(0, 1).cpu())
-            draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
-            parts, per_pass = [], max(BATCH_ROWS // settings.draws, 1)
-            for first in range(0, len(ids), per_pass):
-                rows = slice(first, first + per_pass)
-                part = Encoded(candidates.latents[rows], candidates.states[rows])
-                made = sketch_images(backbone, part, keys[rows], draw, projection, 0, "gauss_newton", settings.seed)
-                parts.append(made.gradients.cpu())
-                progress(f"Sketching at fold {fold + 1}", min(first + per_pass, len(ids)), len(ids))
-            gradients.append(torch.cat(parts))
-    longest = max(len(c) for c in judge_curvature)
-    padded = [torch.nn.functional.pad(c, (0, 0, 0, longest - len(c))) for c in judge_curvature]  # folds differ in size
-    return {
-        "judges": torch.stack(judges),
-        "judge_curvature": torch.stack(padded),
-        "fold_gradients": torch.stack(gradients),
-    }
 
 
 def predict(pool: Pool, ids: Sequence[str], strength: float) -> dict[str, float | None]:
@@ -374,28 +301,5 @@ def predict(pool: Pool, ids: Sequence[str], strength: float) -> dict[str, float 
     return {"rho": float(errors[-1] / errors[0]), "rho_sandwich": both / alone, "rho_cross_fit": change}
 
 
-def _gradient_by_draw(backbone: Backbone, images: Encoded, draw: tuple[Tensor, Tensor], projection) -> Tensor:
-    """The images' summed gradient in each of d draws (d, k)."""
-    timesteps, noise = draw
-    draws, count = len(timesteps), len(images)
-
-    def predict_rows(batch: Encoded) -> tuple[Tensor, Tensor, float]:
-        latents, states = batch.latents.repeat_interleave(draws, 0), batch.states.repeat_interleave(draws, 0)
-        prediction, target = backbone.predict(latents, states, timesteps.repeat(count), noise.repeat(count, 1, 1, 1))
-        return prediction.contiguous(), target.contiguous(), 1.0
-
-    made = sketch(
-        backbone.unet, predict_rows, images, torch.arange(count * draws), projection, draws=1, vectors=0
-    )  # every draw counts as an image of its own
-    return made.gradients.view(count, draws, -1).sum(0).cpu()
-
-
 def _without_folds(s: Sketches) -> Sketches:
     return replace(s, judges=s.judges[:0], judge_curvature=s.judge_curvature[:0], fold_gradients=s.fold_gradients[:0])
-
-
-def _save_whole(path: Path, save) -> None:
-    """Write under a temporary name, then rename, so that a killed run leaves no half of a file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save(draft)
-    os.replace(draft, path)

@@ -40,6 +40,7 @@ from bat_ui.evaluation.rules import (
     predict,
 )
 from bat_ui.evaluation.subjects import TUNING_FAMILIES, Case, load_case, photo_case, subject_names
+from bat_ui.files import read_json_lines
 from bat_ui.generation import generate
 from bat_ui.line import RANDOM_PART, encode_subject, open_store, silent
 from bat_ui.project import Progress
@@ -337,15 +338,11 @@ def draws_samples(settings: EvaluationSettings, step: int) -> bool:
 
 def read_rows(results: Path) -> list[dict]:
     """The complete rows of a results file; where one was measured again with samples, only that one."""
-    if not results.is_file():
-        return []
     rows: dict[tuple, dict] = {}
-    for line in results.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            row = json.loads(line)
-            key = tuple(row[k] for k in KEY)
-            if key not in rows or row["generation"]:
-                rows[key] = row
+    for row in read_json_lines(results):
+        key = tuple(row[k] for k in KEY)
+        if key not in rows or row["generation"]:
+            rows[key] = row
     return list(rows.values())
 
 

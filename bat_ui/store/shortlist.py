@@ -8,7 +8,6 @@ Left out on purpose: any judgement of benefit; near is not yet good.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
+from bat_ui.files import replacing, write_json
 from bat_ui.store.table import Store, fingerprint
 
 TENSORS, MARKER = "shortlist.safetensors", "shortlist.json"
@@ -55,9 +55,10 @@ class Shortlist:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARKER).unlink(missing_ok=True)
         tensors = {name: getattr(self, name).contiguous() for name in ("vectors", "similarity", "class_similarity")}
-        _write(folder / TENSORS, safetensors.torch.save(tensors))
+        with replacing(folder / TENSORS) as draft:
+            safetensors.torch.save_file(tensors, draft)
         texts = {name: getattr(self, name) for name in ("ids", "captions", "origins", "store_version")}
-        _write(folder / MARKER, json.dumps(texts, indent=1, ensure_ascii=False).encode())
+        write_json(folder / MARKER, texts)
 
     @classmethod
     def load(cls, folder: str | Path) -> Shortlist:
@@ -185,10 +186,3 @@ def _by_turns(rankings: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 def _without(identifier: str, caption: str) -> str:
     return " ".join(word for word in caption.split() if word != identifier)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename, so that `path` is always complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -139,7 +139,7 @@ def build_backbone_step(shared: Shared) -> Step:
 
     def start(project_id: str, **values) -> Updates:
         project = required(project_id)
-        if not (project.subject / "subject.json").is_file():
+        if not project.subject_marker.is_file():
             raise UserError("Finish step 1 first: press “Use these pictures” there.")
         settings = settings_from(SelectionSettings, values)
         remember(project, settings)
@@ -246,7 +246,7 @@ def _seen(project: Project | None) -> str:
     if project is None:
         return ""
     return (
-        fingerprint(project, project.subject / "subject.json", project.status_file("select"), project.choice)
+        fingerprint(project, project.subject_marker, project.status_file("select"), project.choice)
         + (
             project.status("select")["state"]  # a worker that dies writes nothing
         )
@@ -264,7 +264,7 @@ def _panel(project: Project | None, status: dict, choice) -> str:
         said = note("The search was stopped." + (" The earlier choice is still here." if choice else ""))
     if choice is None:
         return said or hint("No pictures are chosen yet.")
-    subject = project.subject / "subject.json"
+    subject = project.subject_marker
     if subject.is_file() and subject.stat().st_mtime_ns > project.choice.stat().st_mtime_ns:
         said += note("You changed your pictures since these were found: find helpful pictures again.")
     return said

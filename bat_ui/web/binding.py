@@ -14,7 +14,8 @@ import gradio as gr
 from gradio.components import Component
 
 from bat_ui.errors import UserError
-from bat_ui.project import Project, read_json, write_json
+from bat_ui.files import read_json, write_json
+from bat_ui.project import Project
 
 Settings = TypeVar("Settings")
 Widgets = dict[str, Component]

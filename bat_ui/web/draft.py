@@ -13,8 +13,9 @@ from pathlib import Path
 
 from bat_ui.cut_out import is_on_white
 from bat_ui.errors import UserError
+from bat_ui.files import read_json, write_json
 from bat_ui.pictures import read_picture
-from bat_ui.project import Project, read_json, write_json
+from bat_ui.project import Project
 from bat_ui.subject import MAX_PICTURES, Subject, prepare_subject, read_caption, unique_names
 
 _changing = threading.RLock()  # a draft is read, changed and written by one event at a time

@@ -5,7 +5,6 @@ In: a project with an adapter.  Out: its samples, by a worker; the LoRA file and
 
 from __future__ import annotations
 
-import json
 import zipfile
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import gradio as gr
 
 from bat_ui.errors import UserError
+from bat_ui.files import read_json
 from bat_ui.project import Project
 from bat_ui.settings import GenerationSettings
 from bat_ui.web import workers
@@ -80,7 +80,7 @@ def build_generation_step(shared: Shared) -> Step:
         now = _seen(project)  # before anything is read, so that a change meanwhile is noticed at the next tick
         status = project.status("generate") if project else {"state": "absent"}
         running = status["state"] == "running"
-        adapter = _adapter(project)
+        adapter = project.adapter if project else None
         packed = None if running else _archive(project)
         return {
             draw: gr.update(interactive=not running),
@@ -106,7 +106,7 @@ def build_generation_step(shared: Shared) -> Step:
 
     def start(project_id: str, prompts: str, **values) -> Updates:
         project = required(project_id)
-        if _adapter(project) is None:
+        if project.adapter is None:
             raise UserError("There is no trained adapter yet: train it in step 3 first.")
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
@@ -139,10 +139,6 @@ def _seen(project: Project | None) -> str:
     return fingerprint(project, *files) + project.status("generate")["state"] + project.status("train")["state"]
 
 
-def _adapter(project: Project | None) -> Path | None:
-    return next(iter(sorted(project.lora.glob("*.safetensors"))), None) if project else None
-
-
 def _first_prompt(project: Project | None) -> str:
     """The captions of the subject as it was prepared, each once."""
     if project is None:
@@ -168,14 +164,9 @@ def _panel(project: Project | None, status: dict, adapter: Path | None) -> str:
     return ""
 
 
-def _listing(project: Project) -> list[dict]:
-    place = project.samples / "samples.json"
-    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else []
-
-
 def _pairs(project: Project) -> str:
     figures = []
-    for row in _listing(project):
+    for row in read_json(project.samples / "samples.json") or []:
         pictures = [
             f'<span><img src="{escape(address(file))}" alt="{escape(row["prompt"])}, {words}" width="160" height="160">'
             f"<small>{words}</small></span>"

@@ -73,11 +73,11 @@ def _furthest(project: Project | None) -> int:
     for number, verb in ((4, "generate"), (3, "train"), (2, "select")):
         if project.status(verb)["state"] == "running":
             return number
-    if any(project.lora.glob("*.safetensors")):
+    if project.adapter is not None:
         return 4
     if project.status("train")["state"] in ("failed", "stopped"):
         return 3
-    return 2 if (project.subject / "subject.json").is_file() else 1
+    return 2 if project.subject_marker.is_file() else 1
 
 
 def _hardware(backbone: str) -> str:

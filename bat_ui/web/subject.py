@@ -207,7 +207,7 @@ def _prepare(project: Project, class_noun: str, identifier: str, cut_out: bool, 
         draft = drafts.change(project, cut_out=cut_out)
     if captions:
         draft = drafts.set_captions(project, {p.name: text for p, text in zip(draft.pictures, captions)})
-    if draft.used and (project.subject / "subject.json").is_file():
+    if draft.used and project.subject_marker.is_file():
         return
     line.prepare(
         project,

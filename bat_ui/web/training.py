@@ -5,12 +5,12 @@ In: a project with subject and selection.  Out: its adapter, by a worker that go
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import gradio as gr
 
 from bat_ui.errors import UserError
+from bat_ui.files import read_json_lines
 from bat_ui.project import Project
 from bat_ui.settings import TrainingSettings
 from bat_ui.web import workers
@@ -87,7 +87,7 @@ def build_training_step(shared: Shared) -> Step:
             ),
             stop: stop_button(project, "train", "Stop and save"),
             resume: gr.update(visible=resumable, variant="primary"),
-            go_on: gr.update(visible=_has_adapter(project) and not running),
+            go_on: gr.update(visible=project is not None and project.adapter is not None and not running),
             panel: _panel(project, status),
             losses: _losses(project, status) if project else "",
             seen: now,
@@ -102,7 +102,7 @@ def build_training_step(shared: Shared) -> Step:
 
     def start(project_id: str, **values) -> Updates:
         project = required(project_id)
-        if not (project.subject / "subject.json").is_file():
+        if not project.subject_marker.is_file():
             raise UserError("Finish step 1 first: press “Use these pictures” there.")
         if not project.choice.is_file():
             raise UserError("Finish step 2 first: find helpful pictures, or choose the rule None and press the button.")
@@ -133,14 +133,10 @@ def build_training_step(shared: Shared) -> Step:
     return Step(show, [message, *widgets.values(), *own])
 
 
-def _has_adapter(project: Project | None) -> bool:
-    return project is not None and any(project.lora.glob("*.safetensors"))
-
-
 def _seen(project: Project | None) -> str:
     if project is None:
         return ""
-    files = (project.subject / "subject.json", project.status_file("train"), project.choice, project.losses)
+    files = (project.subject_marker, project.status_file("train"), project.choice, project.losses)
     return fingerprint(project, *files, project.stop_file("train"), project.lora) + project.status("train")["state"]
 
 
@@ -164,7 +160,7 @@ def _panel(project: Project | None, status: dict) -> str:
 
 
 def _losses(project: Project, status: dict) -> str:
-    rows = _rows(project)
+    rows = read_json_lines(project.losses)
     if len(rows) < 2:
         return ""
     every = max(len(rows) // MOST_POINTS, 1)
@@ -181,11 +177,3 @@ def _losses(project: Project, status: dict) -> str:
     return line_chart(
         series, x_label="step", y_label="Loss, raw and smoothed", description=f"Loss after step {rows[-1]['step']}: {words}."
     )
-
-
-def _rows(project: Project) -> list[dict]:
-    """The loss log as far as it is written."""
-    if not project.losses.is_file():
-        return []
-    lines = project.losses.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from bat_ui.cli import option_name
 from bat_ui.errors import UserError
-from bat_ui.project import VERBS, Project, write_json
+from bat_ui.files import write_json
+from bat_ui.project import VERBS, Project
 
 ROOT = Path(__file__).parents[2]
 NOUNS = {"select": "search for helpful pictures", "train": "training", "generate": "drawing of samples"}

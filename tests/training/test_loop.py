@@ -1,26 +1,14 @@
 """The training loop: the BAT objective, its batches, and an adapter that starts as the backbone itself."""
 
-import pytest
 import torch
 
-from bat_ui.backbones import load_backbone
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
 from bat_ui.training.loop import Encoded, new_optimizer, train
 from bat_ui.training.lora import lora
 
 
-@pytest.fixture(scope="module")
-def backbone(tiny_backbone_folder):
-    return load_backbone(str(tiny_backbone_folder))
-
-
-def pictures(count, seed):
-    rng = torch.Generator().manual_seed(seed)
-    return Encoded(torch.randn(count, 4, 16, 16, generator=rng), torch.randn(count, 24, 16, generator=rng))
-
-
-def test_a_new_adapter_changes_nothing(backbone):
+def test_a_new_adapter_changes_nothing(backbone, pictures):
     x, (t, noise) = pictures(2, 0), backbone.draw(2, step_generator(0, 0))
     with torch.no_grad():
         before, _ = backbone.predict(x.latents, x.states, t, noise)
@@ -29,7 +17,7 @@ def test_a_new_adapter_changes_nothing(backbone):
     torch.testing.assert_close(before, after)
 
 
-def test_the_backbone_is_as_it_was_after_training(backbone):
+def test_the_backbone_is_as_it_was_after_training(backbone, pictures):
     before = {name: p.clone() for name, p in backbone.unet.state_dict().items()}
     settings = TrainingSettings(steps=2, rank=2, batch_size=2)
     with lora(backbone, 2, 0) as weights:
@@ -38,7 +26,7 @@ def test_the_backbone_is_as_it_was_after_training(backbone):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backbone_loss(backbone):
+def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backbone_loss(backbone, pictures):
     """An explicit twin of the first step: plain autograd on the two mean losses, then AdamW."""
     settings = TrainingSettings(steps=1, rank=2, batch_size=4, backbone_share=0.5, strength=0.3, seed=5)
     subject, chosen = pictures(1, 1), pictures(1, 2)  # one picture each, so that the rows are known
@@ -62,7 +50,7 @@ def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backb
             torch.testing.assert_close(p.detach(), trained[name], atol=1e-5, rtol=1e-3)
 
 
-def test_weights_decide_how_often_a_backbone_picture_is_drawn(backbone):
+def test_weights_decide_how_often_a_backbone_picture_is_drawn(backbone, pictures):
     """With no weight on the first picture, it must not matter what that picture is."""
     settings = TrainingSettings(steps=4, rank=2, batch_size=2, seed=3)
     two, subject = pictures(2, 4), pictures(1, 1)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from bat_ui.project import new_project, write_json
+from bat_ui.files import write_json
+from bat_ui.project import new_project
 from bat_ui.web.page import _furthest, build_page
 from bat_ui.web.theme import make_theme
 

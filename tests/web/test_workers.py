@@ -7,7 +7,8 @@ import pytest
 
 from bat_ui.cli import build_parser
 from bat_ui.errors import UserError
-from bat_ui.project import Project, read_json
+from bat_ui.files import read_json
+from bat_ui.project import Project
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
 from bat_ui.web import workers
 

@@ -31,8 +31,8 @@ from bat_ui.backbones.sticker.train_clip import (
     train_image_tower,
 )
 from bat_ui.backbones.sticker.train_unet import new_scheduler, new_unet, train_unet
+from bat_ui.files import read_json, write_json
 from bat_ui.hardware import describe_hardware
-from bat_ui.project import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def assemble(unet: UNet2DConditionModel, work: Path, out: Path) -> None:
     pipeline.save_pretrained(out / "pipeline", safe_serialization=True)
     # Without a dtype of the caller's, transformers would load half precision and diffusers float32.
     config_path = out / "pipeline" / "text_encoder" / "config.json"
-    write_json(config_path, json.loads(config_path.read_text(encoding="utf-8")) | {"dtype": "float32"})
+    write_json(config_path, read_json(config_path) | {"dtype": "float32"})
 
 
 def export(work: Path, out: Path) -> None:

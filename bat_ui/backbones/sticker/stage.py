@@ -10,12 +10,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from bat_ui.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,6 @@ DECAY_FRACTION = 0.25  # of the budget, at its end
 SAVE_SECONDS = 120.0
 LOG_STEPS = 50
 LONGEST_STEP = 60.0  # seconds; what took longer was a machine asleep or a process suspended
-
-
-def save_atomically(value: object, path: Path) -> None:
-    """Write with torch.save to a temporary name, then rename, so that `path` is always complete."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(value, temporary)
-    os.replace(temporary, path)
 
 
 class Stage:
@@ -115,18 +109,17 @@ class Stage:
             average.copy_(value)
 
     def _save(self, name: str) -> None:
-        save_atomically(
-            {
-                "model": self.model.state_dict(),
-                "ema": self.ema.state_dict() if self.ema is not None else None,
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "seconds": self.seconds,
-                "budget": self.budget,
-                "samples": self.samples,
-            },
-            self.folder / name,
-        )
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "budget": self.budget,
+            "samples": self.samples,
+        }
+        with replacing(self.folder / name) as draft:
+            torch.save(state, draft)
 
     def _resume(self) -> None:
         self._reset_log()

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.train_autoencoder import LATENT_CHANNELS
 from bat_ui.hardware import best_device
-from bat_ui.seeds import step_generator
+from bat_ui.seeds import step_generator, stratified_timesteps
 
 BATCH = 48
 LEARNING_RATE = 1e-3
@@ -90,9 +90,3 @@ def train_unet(
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         stage.log(BATCH, loss=loss)
-
-
-def stratified_timesteps(count: int, total: int, rng: torch.Generator) -> torch.Tensor:
-    """`count` timesteps in random order, one from each of `count` equal parts of 0..total-1."""
-    parts = (torch.randperm(count, generator=rng) + torch.rand(count, generator=rng)) / count
-    return (parts * total).long().clamp(max=total - 1)
