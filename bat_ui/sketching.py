@@ -15,16 +15,17 @@ from torch import Tensor
 from bat_ui.albat.selection import Sketches, make_sketches
 from bat_ui.albat.sketch import BatchSketch, Predict, Projection, make_projection, sketch
 from bat_ui.albat.validity import cluster
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.project import Progress
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.training.loop import Encoded, new_optimizer, train
+from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
 BATCH_ROWS = 64  # images x draws in one pass
 SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
-CANDIDATE_STREAM, SUBJECT_STREAM = 1, 2  # keep the two sets of draws apart
+CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the subject's
 PICTURES_PER_GROUP = 20
 
 
@@ -37,10 +38,12 @@ def sketch_candidates(
     settings: SelectionSettings,
     training: TrainingSettings,
     progress: Progress,
+    judges: Encoded | None = None,
 ) -> Sketches:
     """Train the surrogate on the subject alone, then sketch subject and candidates at it.
 
-    vectors (n, d): the candidates' CLIP vectors, by which they are grouped.
+    vectors (n, d): the candidates' CLIP vectors, by which they are grouped.  `judges` are pictures that the surrogate does
+    not see, such as the truth where it is known; they judge the candidates as one fold that has the surrogate of all.
     """
     subject_keys = torch.arange(len(subject))
     with lora(backbone, training.rank, settings.seed) as weights:
@@ -59,6 +62,9 @@ def sketch_candidates(
         gradients, curvature = _sketch_all(
             backbone, ids, candidates, projection, 1, settings, "Sketching backbone pictures", progress
         )
+        judged = {} if judges is None else _judge(backbone, judges, JUDGE_STREAM, projection, settings.seed)
+    if judged:
+        judged = {name: part[None] for name, part in judged.items()} | {"fold_gradients": gradients[None]}
     groups = cluster(vectors, max(len(ids) // PICTURES_PER_GROUP, 1), settings.seed)
     return make_sketches(
         ids,
@@ -68,6 +74,7 @@ def sketch_candidates(
         adapted.curvature.cpu(),
         start_gradients=start.gradients.cpu(),
         start_curvature=start.curvature.cpu(),
+        **judged,
     )
 
 
@@ -93,14 +100,12 @@ def sketch_folds(
         rest = torch.tensor([i for i in range(count) if i % folds != fold])
         with lora(backbone, training.rank, settings.seed) as weights:
             projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
-            others = Encoded(subject.latents[rest], subject.states[rest])
+            others = subject[rest]
             for step in train(backbone, weights, new_optimizer(weights, training), others, None, training):
                 progress(f"Training the surrogate of fold {fold + 1}", step.number, training.steps)
-            draw = backbone.draw(SUBJECT_DRAWS, step_generator(settings.seed, -(SUBJECT_STREAM + 1 + fold)))
-            judge = Encoded(subject.latents[left], subject.states[left])
-            judges.append(_gradient_by_draw(backbone, judge, draw, projection))
-            found = sketch_images(backbone, judge, left, draw, projection, SUBJECT_VECTORS, "gauss_newton", settings.seed)
-            judge_curvature.append(found.curvature.flatten(0, 1).cpu())
+            judged = _judge(backbone, subject[left], SUBJECT_STREAM + 1 + fold, projection, settings.seed, left)
+            judges.append(judged["judges"])
+            judge_curvature.append(judged["judge_curvature"])
             what = f"Sketching at fold {fold + 1}"
             gradients.append(_sketch_all(backbone, ids, candidates, projection, 0, settings, what, progress)[0])
     longest = max(len(c) for c in judge_curvature)
@@ -152,12 +157,23 @@ def _sketch_all(
     gradients, curvature, per_pass = [], [], max(BATCH_ROWS // settings.draws, 1)
     for first in range(0, len(ids), per_pass):
         rows = slice(first, first + per_pass)
-        part = Encoded(candidates.latents[rows], candidates.states[rows])
+        part = candidates[rows]
         made = sketch_images(backbone, part, keys[rows], draw, projection, vectors, "fisher", settings.seed)
         gradients.append(made.gradients.cpu())
         curvature.append(made.curvature.cpu())
         progress(what, min(first + per_pass, len(ids)), len(ids))
     return torch.cat(gradients), torch.cat(curvature)
+
+
+def _judge(
+    backbone: Backbone, images: Encoded, stream: int, projection: Projection, seed: int, keys: Tensor | None = None
+) -> dict[str, Tensor]:
+    """`judges` (d, k) and `judge_curvature` (s, k) of one fold, from draws of its own."""
+    draw = backbone.draw(SUBJECT_DRAWS, step_generator(seed, -stream))
+    keys = torch.arange(len(images)) if keys is None else keys
+    found = sketch_images(backbone, images, keys, draw, projection, SUBJECT_VECTORS, "gauss_newton", seed)
+    gradients = _gradient_by_draw(backbone, images, draw, projection)
+    return {"judges": gradients, "judge_curvature": found.curvature.flatten(0, 1).cpu()}
 
 
 def _gradient_by_draw(backbone: Backbone, images: Encoded, draw: tuple[Tensor, Tensor], projection: Projection) -> Tensor:
@@ -173,11 +189,8 @@ def _predictor(backbone: Backbone, draw: tuple[Tensor, Tensor]) -> Predict:
     timesteps, noise = draw
 
     def predict(batch: Encoded) -> tuple[Tensor, Tensor, float]:
-        latents = batch.latents.repeat_interleave(len(timesteps), 0)
-        states = batch.states.repeat_interleave(len(timesteps), 0)
-        prediction, target = backbone.predict(
-            latents, states, timesteps.repeat(len(batch)), noise.repeat(len(batch), 1, 1, 1)
-        )
+        images = batch[torch.arange(len(batch)).repeat_interleave(len(timesteps))]
+        prediction, target = backbone.predict(images, timesteps.repeat(len(batch)), noise.repeat(len(batch), 1, 1, 1))
         return prediction.contiguous(), target.contiguous(), 1.0
 
     return predict

@@ -6,8 +6,7 @@ import torch
 from bat_ui.albat.sketch import lora_layers, make_projection
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.sketching import sketch_candidates, sketch_images
-from bat_ui.training.loop import Encoded
+from bat_ui.sketching import JUDGE_STREAM, SUBJECT_DRAWS, sketch_candidates, sketch_images
 from bat_ui.training.lora import lora
 
 
@@ -22,9 +21,7 @@ def test_a_sketched_gradient_is_the_projected_gradient_of_the_denoising_loss(bac
         for i in range(2):
             loss = 0
             for t, noise in zip(*draw):
-                prediction, target = backbone.predict(
-                    images.latents[i : i + 1], images.states[i : i + 1], t[None], noise[None]
-                )
+                prediction, target = backbone.predict(images[[i]], t[None], noise[None])
                 loss = loss + (prediction - target).square().mean() / 3
             explicit = dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
             projected = 0
@@ -35,6 +32,26 @@ def test_a_sketched_gradient_is_the_projected_gradient_of_the_denoising_loss(bac
             assert float(found.loss[i]) == pytest.approx(loss.item(), rel=1e-4)
 
 
+def test_judges_are_their_summed_gradients_in_draws_of_their_own(backbone, pictures):
+    settings = SelectionSettings(draws=2, sketch_size=32, seed=4)
+    training = TrainingSettings(steps=0, rank=2, seed=4)  # so that the surrogate is the untrained adapter
+    candidates, subject, held_out = pictures(3, 0), pictures(2, 1), pictures(2, 2)
+    vectors, ids = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), ("a", "b", "c")
+    made = sketch_candidates(backbone, ids, vectors, candidates, subject, settings, training, lambda *_: None, held_out)
+    draw = backbone.draw(SUBJECT_DRAWS, step_generator(4, -JUDGE_STREAM))
+    with lora(backbone, 2, 4) as weights:
+        projection = make_projection(backbone.unet, 32, 4)
+        for t, noise, found in zip(*draw, made.judges[0]):
+            loss = 0
+            for i in range(2):
+                prediction, target = backbone.predict(held_out[[i]], t[None], noise[None])
+                loss = loss + (prediction - target).square().mean()
+            explicit = torch.autograd.grad(loss, list(weights.values()))
+            projected = sum(projection.apply(name, g.flatten()[None]) for name, g in zip(weights, explicit))
+            torch.testing.assert_close(found, projected[0], atol=1e-5, rtol=1e-3)
+    assert torch.equal(made.fold_gradients[0], made.gradients)
+
+
 def test_a_candidates_sketch_does_not_depend_on_its_neighbours(backbone, pictures):
     settings = SelectionSettings(draws=2, sketch_size=32)
     training = TrainingSettings(steps=2, rank=2, batch_size=2)
@@ -42,7 +59,7 @@ def test_a_candidates_sketch_does_not_depend_on_its_neighbours(backbone, picture
     vectors = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 
     def sketch(rows):
-        part = Encoded(everyone.latents[rows], everyone.states[rows])
+        part = everyone[rows]
         ids = tuple(f"c{i}" for i in rows)
         return sketch_candidates(backbone, ids, vectors[rows], part, subject, settings, training, lambda *_: None)
 

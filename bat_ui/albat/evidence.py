@@ -2,109 +2,144 @@
 
 All three are read off one Gaussian (theory.md, Proposition 1), written in units of the noise so that sigma^2 only
 scales it: G ~ N(0, sigma^2 [H + H (C + lam I) H]), with C = (H_A + ridge I)^-1. In theory.md's units C is sigma^2
-times this one, lam likewise, and delta = ridge / sigma^2. Every group is decomposed once; any lam and sigma^2 then
-costs O(rank).
+times this one, lam likewise, and delta = ridge / sigma^2. All groups are decomposed at once; any lam and sigma^2 then
+costs O(rank) a group. Groups differ in rank: the smaller ones are padded with zeros, which add nothing to a likelihood.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 CUTOFF = 1e-8  # eigenvalues of a curvature below this part of the largest one are rounding
 INTERVAL = 1.92  # half the 95 % quantile of chi-squared with one degree of freedom
 
 
+def spectrum(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """(basis (k, q), values (q,)) with H = sum of u u' = basis diag(values) basis' over vectors (..., k), float64."""
+    vectors = vectors.reshape(-1, vectors.shape[-1]).double()
+    few = len(vectors) < vectors.shape[1]
+    values, basis = torch.linalg.eigh(vectors @ vectors.T if few else vectors.T @ vectors)
+    keep = values > CUTOFF * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    values, basis = values[keep], basis[:, keep]
+    return (vectors.T @ basis / values.sqrt() if few else basis), values
+
+
 @dataclass(frozen=True)
-class Spectrum:
-    """H = basis diag(values) basis' on its range: basis (k, q), values (q,), float64."""
+class Observed:
+    """Summed gradients of m groups on the ranges of their curvatures H = basis diag(values) basis', padded with zeros.
+
+    basis (m, k, q), values (m, q), white (m, q) = H^-1/2 G.
+    """
 
     basis: Tensor
     values: Tensor
+    white: Tensor
+
+    def __getitem__(self, rows: slice) -> Observed:
+        return Observed(self.basis[rows], self.values[rows], self.white[rows])
 
 
-def spectrum(vectors: Tensor) -> Spectrum:
-    """Decompose H = sum of u u' over vectors (m, k) in the smaller of its two Gram matrices."""
-    vectors = vectors.reshape(-1, vectors.shape[-1]).double()
-    if len(vectors) < vectors.shape[1]:
-        values, left = torch.linalg.eigh(vectors @ vectors.T)
-        keep = values > CUTOFF * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
-        values = values[keep]
-        return Spectrum(vectors.T @ left[:, keep] / values.sqrt(), values)
-    values, basis = torch.linalg.eigh(vectors.T @ vectors)
-    keep = values > CUTOFF * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
-    return Spectrum(basis[:, keep], values[keep])
+def observe(gradients: Sequence[Tensor], curvatures: Sequence[Tensor]) -> Observed:
+    """Groups of summed gradients (k,) and curvature vectors (..., k)."""
+    spectra = [spectrum(vectors) for vectors in curvatures]
+    basis = pad_sequence([basis.T for basis, _ in spectra], batch_first=True).mT
+    values = pad_sequence([values for _, values in spectra], batch_first=True)
+    white = (basis.mT @ torch.stack(list(gradients)).double()[:, :, None])[:, :, 0]
+    return Observed(basis, values, torch.where(values > 0, white / values.clamp_min(1e-300).sqrt(), 0))
+
+
+class Posterior:
+    """C = (H_A + ridge I)^-1 seen from some groups' ranges, in units of the noise: basis' C basis for any ridge."""
+
+    def __init__(self, observed: Observed, adaptation: Tensor):
+        vectors = adaptation.reshape(-1, adaptation.shape[-1]).double()
+        self.gram, self.reach = vectors @ vectors.T, vectors @ observed.basis
+        self.own = observed.basis.mT @ observed.basis
+
+    def __call__(self, ridge: float) -> Tensor:
+        """(m, q, q)."""
+        inner = self.gram.clone()
+        inner.diagonal().add_(ridge)
+        return (self.own - self.reach.mT @ torch.linalg.solve(inner, self.reach)) / ridge
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log N(G; 0, noise [H + H (C + lam I) H]) as a function of noise and lam: slopes (q,), squares (q,)."""
+    """log N(G; 0, noise [H + H (C + lam I) H]) of m groups: slopes (m, q), squares (m, q), ranks (m,), constants (m,)."""
 
     slopes: Tensor
     squares: Tensor
-    constant: float
+    ranks: Tensor
+    constants: Tensor
 
     def __call__(self, lam: Tensor, noise: float) -> Tensor:
-        """Log-likelihood, up to a constant that depends on neither, for lam of any shape."""
-        scale = 1 + lam[..., None] * self.slopes
-        total = scale.log() + self.squares / (noise * scale)
-        return -0.5 * (total.sum(-1) + len(self.slopes) * torch.as_tensor(noise).double().log() + self.constant)
+        """Log-likelihoods (m, ...), up to a constant of each group that depends on neither, for lam (m, ...)."""
+        lift = (slice(None), *[None] * (lam.ndim - 1))
+        scale = 1 + lam[..., None] * self.slopes[lift]
+        total = (scale.log() + self.squares[lift] / (noise * scale)).sum(-1)
+        return -0.5 * (total + (self.ranks * math.log(noise) + self.constants)[lift])
 
     def grid(self, noise: float, steps: int = 400) -> Tensor:
-        """Zero and a logarithmic grid that holds the maximum: no term rises beyond (square / noise - 1) / slope."""
-        if len(self.slopes) == 0:
-            return torch.zeros(1, dtype=torch.float64)
-        low = 1e-3 / self.slopes.max()
-        high = torch.maximum(((self.squares / noise - 1) / self.slopes).max(), 1 / self.slopes.max()) * 1e3
-        values = torch.linspace(low.log().item(), high.log().item(), steps, dtype=torch.float64).exp()
-        return torch.cat([values.new_zeros(1), values])
+        """(m, steps + 1): zero and a logarithmic grid that holds the maximum, since no term rises beyond
+        (square / noise - 1) / slope."""
+        slopes = self.slopes.clamp_min(1e-300)
+        steepest = slopes.amax(1)
+        turns = torch.where(self.slopes > 0, (self.squares / noise - 1) / slopes, 0).amax(1)
+        low, high = (1e-3 / steepest).log(), (torch.maximum(turns, 1 / steepest) * 1e3).log()
+        spread = torch.linspace(0, 1, steps, dtype=low.dtype, device=low.device)
+        return torch.nn.functional.pad((low[:, None] + (high - low)[:, None] * spread).exp(), (1, 0))
 
-    def maximise(self, noise: float) -> float:
-        """The lam >= 0 of highest likelihood: the best grid point, refined twice around it."""
+    def maximise(self, noise: float) -> Tensor:
+        """The lam >= 0 (m,) of highest likelihood: the best grid point, refined three times around it."""
         grid = self.grid(noise)
-        for _ in range(3):
-            best = int(self(grid, noise).argmax())
-            low, high = grid[max(best - 1, 0)].item(), grid[min(best + 1, len(grid) - 1)].item()
-            peak = grid[best].item()
-            grid = torch.linspace(low, high, 41, dtype=torch.float64)
-        return peak
+        spread = torch.linspace(0, 1, 41, dtype=grid.dtype, device=grid.device)
+        for refinement in range(4):
+            best = self(grid, noise).argmax(1, keepdim=True)
+            if refinement == 3:
+                return grid.gather(1, best)[:, 0]
+            low = grid.gather(1, (best - 1).clamp_min(0))
+            high = grid.gather(1, (best + 1).clamp_max(grid.shape[1] - 1))
+            grid = low + (high - low) * spread
 
-    def interval(self, noise: float, peak: float) -> tuple[float, float]:
-        """95 % profile interval of lam, to the resolution of the grid."""
+    def interval(self, noise: float, peak: Tensor) -> tuple[Tensor, Tensor]:
+        """95 % profile intervals (m,), (m,) of lam around peak (m,), to the resolution of the grid."""
         grid = self.grid(noise)
-        inside = grid[self(grid, noise) >= self(torch.tensor(peak).double(), noise) - INTERVAL]
-        if len(inside) == 0:
-            return peak, peak
-        high = float("inf") if inside[-1] == grid[-1] else inside[-1].item()
-        return min(inside[0].item(), peak), max(high, peak)
+        inside = self(grid, noise) >= self(peak, noise)[:, None] - INTERVAL
+        low = torch.where(inside, grid, float("inf")).amin(1)
+        high = torch.where(inside, grid, 0).amax(1)
+        high = torch.where(inside[:, -1], float("inf"), high)
+        return torch.minimum(low, peak), torch.maximum(high, peak)
 
-    def power(self, lam: float) -> float:
-        """Log-likelihood ratio to expect against lam = 0 if lam were the truth: how well this group can be judged."""
+    def power(self, lam: float) -> Tensor:
+        """Log-likelihood ratios (m,) to expect against lam = 0 if lam were the truth: how well a group can be judged."""
         scaled = lam * self.slopes
-        return 0.5 * (scaled - scaled.log1p()).sum().item()
+        return 0.5 * (scaled - scaled.log1p()).sum(1)
 
 
-def likelihood(gradient: Tensor, curvature: Spectrum, covariance: Tensor | None) -> Likelihood:
-    """The likelihood of gradient (k,) under curvature H and C = covariance (k, k), or C = 0.
+def likelihood(observed: Observed, inner: Tensor | None = None) -> Likelihood:
+    """The likelihoods of the groups' gradients under their curvatures and inner = basis' C basis (m, q, q), or C = 0.
 
-    Only the gradient's part in the range of H is judged. One Cholesky of I + sqrt(H) C sqrt(H) and one
-    eigen-decomposition.
+    Only the part of a gradient in the range of its H is judged.
     """
-    root = curvature.values.sqrt()
-    white = curvature.basis.T @ gradient.double() / root
-    constant = curvature.values.log().sum().item()
-    if covariance is None:
-        return Likelihood(curvature.values, white.square(), constant)
-    inner = root[:, None] * (curvature.basis.T @ covariance @ curvature.basis) * root
-    factor = torch.linalg.cholesky(inner + torch.eye(len(root), dtype=inner.dtype, device=inner.device))
-    half = torch.linalg.solve_triangular(factor, torch.diag(root), upper=False)
-    slopes, vectors = torch.linalg.eigh(half @ half.T)
-    rotated = vectors.T @ torch.linalg.solve_triangular(factor, white[:, None], upper=False)[:, 0]
-    constant += 2 * factor.diagonal().log().sum().item()
-    return Likelihood(slopes.clamp_min(0) + 1e-300, rotated.square(), constant)
+    values, white = observed.values, observed.white
+    ranks = (values > 0).sum(1)
+    constants = torch.where(values > 0, values.clamp_min(1e-300).log(), 0).sum(1)
+    if inner is None:
+        return Likelihood(values, white.square(), ranks, constants)
+    root = values.sqrt()
+    inner = root[:, :, None] * inner * root[:, None, :]
+    factor = torch.linalg.cholesky(inner + torch.eye(inner.shape[1], dtype=inner.dtype, device=inner.device))
+    half = torch.linalg.solve_triangular(factor, torch.diag_embed(root), upper=False)
+    slopes, vectors = torch.linalg.eigh(half @ half.mT)
+    rotated = (vectors.mT @ torch.linalg.solve_triangular(factor, white[:, :, None], upper=False))[:, :, 0]
+    constants = constants + 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+    return Likelihood(slopes.clamp_min(0), rotated.square(), ranks, constants)
 
 
 def posterior(adaptation: Tensor, ridge: float) -> Tensor:
@@ -116,60 +151,55 @@ def posterior(adaptation: Tensor, ridge: float) -> Tensor:
     return (eye - vectors.T @ torch.linalg.solve(inner, vectors)) / ridge
 
 
-def noise_scale(likelihoods: list[Likelihood]) -> float:
+def noise_scale(groups: Likelihood) -> float:
     """sigma^2 by maximum marginal likelihood over all groups, each with its own best lam.
 
     Directions in which a group's curvature is small carry noise alone, so the noise stays apart from disagreement.
     """
-    sizes = [x.squares.mean().item() for x in likelihoods if len(x.squares)]
-    grid = torch.linspace(math.log(1e-6 * min(sizes)), math.log(2 * max(sizes)), 30, dtype=torch.float64).exp()
-
-    def profile(noise: float) -> float:
-        return sum(x(x.grid(noise, 80), noise).max().item() for x in likelihoods)
-
-    noise = max(grid.tolist(), key=profile)
-    count = sum(len(x.squares) for x in likelihoods)
+    sizes = groups.squares.sum(1)[groups.ranks > 0] / groups.ranks[groups.ranks > 0]
+    exponents = torch.linspace(math.log(1e-6 * sizes.min()), math.log(2 * sizes.max()), 30, dtype=torch.float64)
+    noise = max(exponents.exp().tolist(), key=lambda noise: float(groups(groups.grid(noise, 80), noise).amax(1).sum()))
     for _ in range(5):
-        total = sum((x.squares / (1 + x.maximise(noise) * x.slopes)).sum().item() for x in likelihoods)
-        noise = total / count
+        scale = 1 + groups.maximise(noise)[:, None] * groups.slopes
+        noise = float((groups.squares / scale).sum() / groups.ranks.sum())
     return noise
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A summed gradient (k,) and the spectrum of its curvature; rest: for left-out images, the curvature vectors (...,
-    k) of the images that its surrogate was trained on."""
+class Judge:
+    """Left-out images at a surrogate of the others: their observed gradient (one group), the others' curvature (..., k)."""
 
-    gradient: Tensor
-    curvature: Spectrum
-    rest: Tensor | None = None
+    observed: Observed
+    rest: Tensor
 
 
 def estimate_scales(
-    pool: list[Observed], adaptation: Tensor, starts: list[Observed], judges: list[Observed]
+    pool: Observed, adaptation: Tensor, starts: Observed | None = None, judges: Sequence[Judge] = ()
 ) -> tuple[float, float]:
     """(sigma^2, ridge = delta sigma^2) by maximum marginal likelihood (theory.md, Words: C).
 
     pool: the candidates' groups at the surrogate, each with its own best lam; adaptation (..., k): curvature vectors
     there. starts: subject images where the prior is centred (the untrained adapter), so C = 0 and lam = 1 / ridge.
-    judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. Both may be empty:
+    judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. Both may be absent:
     the groups that agree best already show how far the truth lies in directions that the subject's images leave open.
     The ridge is the best of a grid of half decades, refined once to fifths of a decade, and at most the adaptation's
     largest curvature: training moves at least the direction that the subject's images determine best.
     """
-    zero = torch.zeros((), dtype=torch.float64)
-    largest = spectrum(adaptation).values.max().item()
+    largest = spectrum(adaptation)[1].max().item()
+    seen = Posterior(pool, adaptation)
+    begun = likelihood(starts) if starts is not None else None
+    left_out = [(judge.observed, Posterior(judge.observed, judge.rest)) for judge in judges]
 
     def score(exponent: float) -> tuple[float, float, float]:
         ridge = largest * 10**exponent
-        covariance = posterior(adaptation, ridge)
-        found = [likelihood(o.gradient, o.curvature, covariance) for o in pool]
+        found = likelihood(pool, seen(ridge))
         noise = noise_scale(found)
-        total = sum(x(torch.tensor(x.maximise(noise), dtype=torch.float64), noise).item() for x in found)
-        for o in starts:
-            total += likelihood(o.gradient, o.curvature, None)(zero + 1 / ridge, noise).item()
-        for o in judges:
-            total += likelihood(o.gradient, o.curvature, posterior(o.rest, ridge))(zero, noise).item()
+        total = found(found.maximise(noise), noise).sum().item()
+        if begun is not None:
+            total += begun(torch.full_like(begun.constants, 1 / ridge), noise).sum().item()
+        for observed, inner in left_out:
+            at = likelihood(observed, inner(ridge))
+            total += at(torch.zeros_like(at.constants), noise).sum().item()
         return total, noise, ridge
 
     exponents = [i / 2 for i in range(-10, 1)]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from bat_ui.albat.benefit import Ranking, design_weights, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
-from bat_ui.albat.evidence import Observed, estimate_scales, spectrum
+from bat_ui.albat.evidence import Judge, estimate_scales, observe
 from bat_ui.albat.validity import DOUBTFUL, UNKNOWN, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
-RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine")
+RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ def assess(sketches: Sketches) -> Assessment:
     for field in fields(s)[1:]:
         if not torch.isfinite(getattr(s, field.name)).all():
             raise UserError("Some sketches are not finite numbers: train the surrogate with a smaller learning rate.")
-    labels = torch.unique(s.groups)
-    pool = [Observed(s.gradients[s.groups == g].sum(0), spectrum(s.curvature[s.groups == g])) for g in labels]
-    starts = [Observed(s.start_gradients.sum(0), spectrum(s.start_curvature))] if len(s.start_gradients) else []
+    members = [s.groups == label for label in torch.unique(s.groups)]
+    pool = observe([s.gradients[m].sum(0) for m in members], [s.curvature[m] for m in members])
+    starts = observe([s.start_gradients.sum(0)], [s.start_curvature]) if len(s.start_gradients) else None
     judges = [
         # A fold's surrogate saw the other folds' images; their curvature is at hand from their own surrogates.
-        Observed(s.judges[f].mean(0), spectrum(c), torch.cat([s.judge_curvature[:f], s.judge_curvature[f + 1 :]]))
+        Judge(observe([s.judges[f].mean(0)], [c]), torch.cat([s.judge_curvature[:f], s.judge_curvature[f + 1 :]]))
         for f, c in enumerate(s.judge_curvature)
         if len(s.judge_curvature) > 1
     ]
@@ -171,14 +171,15 @@ def select(
     - cross_fit: groups that left-out subject images find helpful, greedy by their need.
     - without_validity, without_benefit (seeded random order): albat less one half.
     - gradient_cosine: the baseline of LESS.
+    - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
     doubtful: take all but harmful groups, at the price of their bias in the predicted error. weighted: sampling
     weights by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
         raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")
-    if rule == "cross_fit" and assessment.scores is None:
-        raise UserError("The cross-fitted rule needs left-out subject images: sketch the subject in folds.")
+    if rule in ("cross_fit", "gradient_dot") and assessment.scores is None:
+        raise UserError("The cross-fitted rules need left-out subject images: sketch the subject in folds.")
     s, where = sketches, {name: i for i, name in enumerate(sketches.ids)}
     unknown = [name for name in (*excluded, *forced) if name not in where]
     if unknown:
@@ -188,7 +189,7 @@ def select(
     by_group = assessment.verdicts(rule)
     verdicts = tuple(by_group[g] for g in s.groups.tolist())
     accepted = {VALID, DOUBTFUL, UNKNOWN} if doubtful else {VALID}
-    open_rule = rule in ("without_validity", "gradient_cosine")
+    open_rule = rule in ("without_validity", "gradient_cosine", "gradient_dot")
     allowed = torch.tensor([open_rule or v in accepted for v in verdicts], dtype=torch.bool)
     allowed[[where[name] for name in excluded]] = False
     first = torch.zeros(len(s.ids), dtype=torch.bool)
@@ -234,6 +235,8 @@ def _rank(
         )  # fmt: skip
     if rule == "without_benefit":
         score = torch.rand(len(s.ids), generator=torch.Generator().manual_seed(seed))
+    elif rule == "gradient_dot":
+        score = torch.einsum("fk,fnk->n", s.judges.mean(1), s.fold_gradients) / len(s.judges)
     else:
         target = s.judges if len(s.judges) else s.start_gradients
         score = gradient_cosine(s.gradients, target)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bat_ui.albat.evidence import likelihood, noise_scale, posterior, spectrum
+from bat_ui.albat.evidence import Likelihood, Observed, Posterior, likelihood, noise_scale, observe, posterior
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
 TOLERANCE = 0.05  # largest disagreement of a valid group, as a part of the prior variance 1 / delta
@@ -87,53 +87,87 @@ def group_disagreement(
     Verdict: harmful if the whole interval of lam_j delta lies above the tolerance; else too small to judge if even ten
     times the tolerance could not show; else valid if lam_j delta <= tolerance; else doubtful.
     """
-    labels = [int(g) for g in torch.unique(groups)]
-    members = [groups == g for g in labels]
-    sums = [gradients[m].double().sum(0) for m in members]
-    spectra = [spectrum(curvature[m]) for m in members]
-    covariance, offset = posterior(adaptation, ridge), gradients.new_zeros(gradients.shape[1]).double()
-    found = [likelihood(g, s, covariance) for g, s in zip(sums, spectra)]
+    gradients, curvature, adaptation = _shared_range(gradients, curvature, adaptation)
+    labels = torch.unique(groups)
+    members = [groups == label for label in labels]
+    observed = observe([gradients[m].sum(0) for m in members], [curvature[m] for m in members])
+    found = likelihood(observed, Posterior(observed, adaptation)(ridge))
     estimate = noise is None
     noise = noise_scale(found) if estimate else noise
-    lam = [x.maximise(noise) for x in found]
-    if len(labels) > 1:
-        base = torch.linalg.inv(covariance)
-        for _ in range(rounds - 1):
-            for j in range(len(labels)):
-                precision, pull = base.clone(), torch.zeros_like(offset)
-                for i, (s, g) in enumerate(zip(spectra, sums)):
-                    if i != j:
-                        shrink = 1 + lam[i] * s.values
-                        precision += (s.basis * (s.values / shrink)) @ s.basis.T
-                        pull -= s.basis @ ((s.basis.T @ g) / shrink)
-                covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-                offset = covariance @ pull
-                moved = sums[j] + spectra[j].basis @ (spectra[j].values * (spectra[j].basis.T @ offset))
-                found[j] = likelihood(moved, spectra[j], covariance)
-                lam[j] = found[j].maximise(noise)
-            noise = noise_scale(found) if estimate else noise
+    lam = found.maximise(noise)
+    for _ in range(rounds - 1 if len(labels) > 1 else 0):
+        found, lam = _refit(observed, lam, posterior(adaptation, ridge), noise)
+        noise = noise_scale(found) if estimate else noise
+    peak = found.maximise(noise)
+    low, high = found.interval(noise, peak)
+    evidence = found(peak, noise) - found(torch.zeros_like(peak), noise)
+    power = found.power(10 * tolerance / ridge)
     verdicts = []
-    for j, label in enumerate(labels):
-        peak = found[j].maximise(noise)
-        low, high = found[j].interval(noise, peak)
-        ends = torch.tensor([peak, 0.0], dtype=torch.float64)
-        best, none = found[j](ends, noise).tolist()
-        power = found[j].power(10 * tolerance / ridge)
-        if low * ridge > tolerance:
+    for j, label in enumerate(labels.tolist()):
+        if low[j] * ridge > tolerance:
             verdict = HARMFUL
-        elif power < POWER:
+        elif power[j] < POWER:
             verdict = UNKNOWN
         else:
-            verdict = VALID if peak * ridge <= tolerance else DOUBTFUL
+            verdict = VALID if peak[j] * ridge <= tolerance else DOUBTFUL
         verdicts.append(
             GroupVerdict(
                 group=label,
                 size=int(members[j].sum()),
                 verdict=verdict,
-                disagreement=peak * ridge,
-                interval=(low * ridge, high * ridge),
-                evidence=best - none,
-                power=power,
+                disagreement=float(peak[j] * ridge),
+                interval=(float(low[j] * ridge), float(high[j] * ridge)),
+                evidence=float(evidence[j]),
+                power=float(power[j]),
             )
         )
     return Validity(tuple(verdicts), noise, ridge)
+
+
+def _refit(observed: Observed, lam: Tensor, covariance: Tensor, noise: float) -> tuple[Likelihood, Tensor]:
+    """One round over all groups: each judged at the Newton step to the adaptation and the others, (H_i^-1 + lam_i I)^-1.
+
+    covariance (k, k) is the adaptation's C. With M the covariance of everything and group j inside it, the others' own
+    (S^-1 - D)^-1 on j's range follows from S = basis' M basis, so no (k x k) matrix is inverted for a group.
+    """
+    weights = observed.values / (1 + lam[:, None] * observed.values)  # D, the groups' curvatures after shrinkage
+    pulls = observed.values.sqrt() * observed.white / (1 + lam[:, None] * observed.values)
+    covariance, lam = covariance.clone(), lam.clone()
+    _add(covariance, observed.basis.transpose(0, 1).flatten(1), weights.flatten())
+    pull = -(observed.basis @ pulls[:, :, None]).sum(0)[:, 0]
+    found = []
+    for j, basis in enumerate(observed.basis):
+        cross = covariance @ basis
+        inner, eye = basis.T @ cross, torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+        without = torch.linalg.solve(eye - inner * weights[j], inner)  # (S^-1 - D)^-1 = (I - S D)^-1 S
+        others = pull + basis @ pulls[j]
+        offset = torch.linalg.solve(eye - inner * weights[j], cross.T @ others)
+        root = observed.values[j].sqrt()
+        moved = Observed(basis[None], observed.values[j : j + 1], (observed.white[j] + root * offset)[None])
+        found.append(likelihood(moved, (without + without.T)[None] / 2))
+        lam[j] = found[j].maximise(noise)[0]
+        shrunk = 1 / (1 + lam[j] * observed.values[j])
+        new_weight, new_pull = observed.values[j] * shrunk, root * observed.white[j] * shrunk
+        _add(covariance, basis, new_weight - weights[j])
+        pull = others - basis @ new_pull
+        weights[j], pulls[j] = new_weight, new_pull
+    fields = ("slopes", "squares", "ranks", "constants")
+    return Likelihood(*(torch.cat([getattr(x, name) for x in found]) for name in fields)), lam
+
+
+def _shared_range(gradients: Tensor, curvature: Tensor, adaptation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All three in coordinates of the range of every curvature together, where that is smaller than the sketch: no
+    likelihood sees the rest."""
+    vectors = torch.cat([adaptation.flatten(0, -2), curvature.flatten(0, -2)]).double()
+    if len(vectors) < vectors.shape[1]:
+        basis = torch.linalg.qr(vectors.T).Q
+        return gradients.double() @ basis, curvature.double() @ basis, adaptation.double() @ basis
+    return gradients, curvature, adaptation
+
+
+def _add(covariance: Tensor, basis: Tensor, weight: Tensor) -> None:
+    """(covariance^-1 + basis diag(weight) basis')^-1 in place, by Woodbury."""
+    cross = covariance @ basis
+    inner = weight[:, None] * (basis.T @ cross)
+    inner.diagonal().add_(1)
+    covariance -= cross @ torch.linalg.solve(inner, weight[:, None] * cross.T)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bat_ui.albat.evidence import Observed, estimate_scales, likelihood, posterior, spectrum
+from bat_ui.albat.evidence import Judge, Posterior, estimate_scales, likelihood, observe, posterior, spectrum
 from bat_ui.albat.validity import HARMFUL, UNKNOWN, VALID, cluster, group_disagreement
 
 
@@ -19,6 +19,12 @@ def draw(seed, size=12, count=30, rank=2, lam=0.3, noise=0.5, ridge=0.4):
     return adaptation, u, h, c, gradient
 
 
+def judged(gradient, u, c=None):
+    """The likelihood of one group, with a dense C."""
+    observed = observe([gradient], [u])
+    return likelihood(observed, None if c is None else observed.basis.mT @ c @ observed.basis)
+
+
 def dense_log(gradient, h, c, lam, noise):
     cov = noise * (h + h @ (c + lam * torch.eye(len(h))) @ h)
     normal = torch.distributions.MultivariateNormal(torch.zeros_like(gradient), cov)
@@ -29,9 +35,9 @@ def dense_log(gradient, h, c, lam, noise):
 def test_the_likelihood_is_the_dense_gaussian_up_to_one_constant(with_covariance):
     _, u, h, c, gradient = draw(0)
     c = c if with_covariance else torch.zeros_like(c)
-    fast = likelihood(gradient, spectrum(u), c if with_covariance else None)
+    fast = judged(gradient, u, c if with_covariance else None)
     offsets = [
-        fast(torch.tensor(lam).double(), noise).item() - dense_log(gradient, h, c, lam, noise)
+        fast(torch.tensor([lam]).double(), noise).item() - dense_log(gradient, h, c, lam, noise)
         for lam, noise in ((0.0, 0.5), (0.1, 0.5), (3.0, 0.5), (0.1, 2.0), (1.0, 0.01))
     ]
     assert max(offsets) - min(offsets) < 1e-6
@@ -40,7 +46,7 @@ def test_the_likelihood_is_the_dense_gaussian_up_to_one_constant(with_covariance
 def test_the_best_lam_is_that_of_a_brute_grid_of_dense_matrices():
     for seed in range(4):
         adaptation, u, h, c, gradient = draw(seed)
-        peak = likelihood(gradient, spectrum(u), c).maximise(0.5)
+        peak = judged(gradient, u, c).maximise(0.5).item()
         grid = torch.cat([torch.zeros(1), torch.logspace(-4, 2, 150)]).double().tolist()
         scores = [dense_log(gradient, h, c, lam, 0.5) for lam in grid]
         assert dense_log(gradient, h, c, peak, 0.5) >= max(scores) - 1e-9
@@ -50,9 +56,10 @@ def test_the_best_lam_is_that_of_a_brute_grid_of_dense_matrices():
 
 def test_the_interval_holds_the_values_within_192_of_the_peak():
     _, u, h, c, gradient = draw(3)
-    fast = likelihood(gradient, spectrum(u), c)
+    fast = judged(gradient, u, c)
     peak = fast.maximise(0.5)
-    low, high = fast.interval(0.5, peak)
+    low, high = (end.item() for end in fast.interval(0.5, peak))
+    peak = peak.item()
     best = dense_log(gradient, h, c, peak, 0.5)
     for end, inward, outward in ((low, 1.2, 0.8), (high, 0.8, 1.2)):
         if end > 0:
@@ -63,9 +70,32 @@ def test_the_interval_holds_the_values_within_192_of_the_peak():
 def test_a_curvature_of_low_rank_is_decomposed_on_its_range():
     u = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for vectors in (u, u.repeat(40, 1)):
-        s = spectrum(vectors)
-        assert len(s.values) == 3
-        torch.testing.assert_close((s.basis * s.values) @ s.basis.T, vectors.T @ vectors)
+        basis, values = spectrum(vectors)
+        assert len(values) == 3
+        torch.testing.assert_close((basis * values) @ basis.T, vectors.T @ vectors)
+
+
+def test_groups_of_different_ranks_are_judged_as_each_alone():
+    drawn = [draw(seed) for seed in range(3)]
+    groups = [(d[4], d[1][:count]) for d, count in zip(drawn, (30, 2, 1))]
+    several = observe(*zip(*groups))
+    c = drawn[0][3]
+    together = likelihood(several, several.basis.mT @ c @ several.basis)
+    peaks = together.maximise(0.5)
+    for j, (gradient, u) in enumerate(groups):
+        alone = judged(gradient, u, c)
+        assert together.ranks[j] == alone.ranks[0] == min(12, 2 * len(u))
+        torch.testing.assert_close(peaks[j], alone.maximise(0.5)[0])
+        torch.testing.assert_close(together(peaks, 0.5)[j], alone(peaks[j : j + 1], 0.5)[0])
+        for fast, slow in zip(together.interval(0.5, peaks), alone.interval(0.5, peaks[j : j + 1])):
+            torch.testing.assert_close(fast[j], slow[0])
+        torch.testing.assert_close(together.power(0.2)[j], alone.power(0.2)[0])
+
+
+def test_the_posterior_seen_from_a_range_is_the_dense_one():
+    adaptation, u, _, c, gradient = draw(0, ridge=0.4)
+    observed = observe([gradient], [u[:3]])
+    torch.testing.assert_close(Posterior(observed, adaptation)(0.4)[0], observed.basis[0].T @ c @ observed.basis[0])
 
 
 def test_the_posterior_is_the_dense_inverse():
@@ -81,12 +111,24 @@ def test_a_refit_round_is_the_dense_newton_step_to_the_other_groups():
     labels = torch.tensor([0] * 30 + [1] * 30)
     gradients = torch.cat([(g1 / 30).expand(30, -1), (g2 / 30).expand(30, -1)])
     got = group_disagreement(gradients, torch.cat([u1, u2]), labels, adaptation, ridge=ridge, noise=noise, rounds=2)
-    first = [likelihood(g, spectrum(u), c).maximise(noise) for g, u in ((g1, u1), (g2, u2))]
+    first = [judged(g, u, c).maximise(noise).item() for g, u in ((g1, u1), (g2, u2))]
     w = torch.linalg.inv(torch.linalg.inv(h2) + first[1] * torch.eye(12))
     refit = torch.linalg.inv(torch.linalg.inv(c) + w)
     offset = refit @ (w @ (-torch.linalg.solve(h2, g2)))
-    wanted = likelihood(g1 + h1 @ offset, spectrum(u1), refit).maximise(noise)
+    wanted = judged(g1 + h1 @ offset, u1, refit).maximise(noise).item()
     assert abs(got.groups[0].disagreement / ridge - wanted) < 1e-3 * wanted + 1e-6
+
+
+def test_a_sketch_wider_than_all_curvatures_together_changes_nothing():
+    drawn = [draw(seed) for seed in (1, 2)]
+    adaptation, labels = drawn[0][0], torch.tensor([0] * 3 + [1] * 3)
+    gradients = torch.stack([d[4] / 3 for d in drawn for _ in range(3)])
+    curvature = torch.cat([d[1][:3] for d in drawn])
+    wide = torch.linalg.qr(torch.randn(40, 12, generator=torch.Generator().manual_seed(0)).double()).Q.T
+    small = group_disagreement(gradients, curvature, labels, adaptation, ridge=0.4)
+    large = group_disagreement(gradients @ wide, curvature @ wide, labels, adaptation @ wide, ridge=0.4)
+    for a, b in zip(small.groups, large.groups):
+        assert a.verdict == b.verdict and abs(a.disagreement - b.disagreement) < 1e-6 + 1e-4 * a.disagreement
 
 
 def test_groups_that_agree_are_valid_those_that_do_not_harmful_and_tiny_ones_are_not_judged():
@@ -120,16 +162,17 @@ def test_scales_are_recovered_from_left_out_images_and_from_the_start():
     eye = torch.eye(size, dtype=torch.float64)
     adaptation = torch.randn(4, size, generator=g, dtype=torch.float64)
 
-    def observe(c, rest=None):
+    def drawn(c):
         u = torch.randn(40, size, generator=g, dtype=torch.float64) * torch.logspace(0, -1.5, size)
         h = u.T @ u
         factor = torch.linalg.cholesky(noise * (h + h @ c @ h))
-        return Observed(factor @ torch.randn(size, generator=g, dtype=torch.float64), spectrum(u), rest)
+        return factor @ torch.randn(size, generator=g, dtype=torch.float64), u
 
-    pool = [observe(posterior(adaptation, ridge)) for _ in range(4)]
-    starts = [observe(eye / ridge) for _ in range(5)]
-    judges = [observe(posterior(adaptation[:2], ridge), adaptation[:2]) for _ in range(5)]
-    for more in ((starts, []), ([], judges)):
+    pool = observe(*zip(*[drawn(posterior(adaptation, ridge)) for _ in range(4)]))
+    starts = observe(*zip(*[drawn(eye / ridge) for _ in range(5)]))
+    left_out = [drawn(posterior(adaptation[:2], ridge)) for _ in range(5)]
+    judges = [Judge(observe([gradient], [u]), adaptation[:2]) for gradient, u in left_out]
+    for more in ((starts, []), (None, judges)):
         found = estimate_scales(pool, adaptation, *more)
         assert 0.7 < found[0] / noise < 1.4
         assert 0.5 < found[1] / ridge < 2
