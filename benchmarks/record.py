@@ -7,7 +7,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from bat_ui.hardware import describe_hardware
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks run from a clone, without an installation
+
+from bat_ui.hardware import describe_hardware  # noqa: E402
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
 PACKAGES = ("torch", "diffusers", "peft", "open-clip-torch", "transformers", "gradio", "lancedb")

@@ -80,6 +80,24 @@ def test_started_again_it_trains_no_further(built):
     assert json.loads((out / "build.json").read_text())["stages"] == before
 
 
+def test_built_weights_go_on_in_another_folder(built, tmp_path):
+    """Of all the stages only the UNet trains on, its time counted from where it was; the others' weights stay."""
+    record = json.loads((built[1] / "build.json").read_text())["stages"]
+    build.unpack(built[1], tmp_path / "work")
+    unet_minutes = record["unet"]["minutes"] + 0.02
+    build.build_sticker(build.BuildSettings(*[0.01] * 3, unet_minutes), tmp_path / "work", tmp_path / "out")
+    after = json.loads((tmp_path / "out" / "build.json").read_text())["stages"]
+    assert after["unet"]["step"] > record["unet"]["step"]
+    assert after["unet"]["minutes"] == pytest.approx(unet_minutes, abs=0.1)
+    assert {name: after[name] for name in build.STAGES[:3]} == {name: record[name] for name in build.STAGES[:3]}
+    for part, same in (("vae", True), ("text_encoder", True), ("unet", False)):
+        [before] = (built[1] / "pipeline" / part).glob("*.safetensors")
+        [now] = (tmp_path / "out" / "pipeline" / part).glob("*.safetensors")
+        assert (before.read_bytes() == now.read_bytes()) == same
+    name = "clip/open_clip_model.safetensors"
+    assert (built[1] / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
 def test_the_model_card_names_data_families_time_and_limits(built):
     card = (built[1] / "README.md").read_text()
     for word in ("CC BY-SA 4.0", "CC BY 4.0", "cat-faces", "1f638", "minutes", "Hardware", "## Limits"):

@@ -21,7 +21,7 @@ def run(folder, minutes, kill_after=None):
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    stage = Stage(folder, model, optimizer, minutes, ema_decay=0.9)
+    stage = Stage(folder, model, [optimizer], minutes, ema_decay=0.9)
     for done, step in enumerate(stage.steps()):
         if done == kill_after:
             return stage
@@ -45,9 +45,9 @@ def test_a_killed_stage_goes_on_from_its_last_checkpoint_to_the_same_weights(tmp
 
 def test_a_larger_budget_goes_on_from_before_the_decay(tmp_path):
     first = run(tmp_path / "s", minutes=20)
-    assert first.optimizer.param_groups[0]["lr"] < 0.02
+    assert first.optimizers[0].param_groups[0]["lr"] < 0.02
     undecayed = torch.load(tmp_path / "s" / "undecayed.pt", weights_only=True)
-    longer = Stage(tmp_path / "s", torch.nn.Linear(3, 1), torch.optim.AdamW(first.model.parameters(), lr=0.1), 60, 0.9)
+    longer = Stage(tmp_path / "s", torch.nn.Linear(3, 1), [torch.optim.AdamW(first.model.parameters(), lr=0.1)], 60, 0.9)
     assert longer.step == undecayed["step"] < first.step
 
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from bat_ui.backbones.sticker.tokenizer import CONTEXT_LENGTH, build_tokenizer
-from bat_ui.backbones.sticker.train_clip import tokenize
+from bat_ui.backbones.sticker.train_clip import kept_tokenizer, tokenize
 
 TEXTS = ["a flat sticker of cat with tears of joy", "an outlined sticker of desk", "books and masks"]
 
@@ -36,3 +36,10 @@ def test_saved_and_loaded_it_gives_the_same_ids(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = CLIPTokenizer.from_pretrained(tmp_path)
     assert [loaded(t).input_ids for t in TEXTS] == [tokenizer(t).input_ids for t in TEXTS]
+
+
+def test_a_stage_keeps_the_tokenizer_that_it_began_with(tmp_path):
+    first = kept_tokenizer(tmp_path / "tokenizer", ["a flat sticker of cat"])
+    again = kept_tokenizer(tmp_path / "tokenizer", ["a flat sticker of dog"])
+    assert again("a flat sticker of cat").input_ids == first("a flat sticker of cat").input_ids
+    assert len(again) == len(first)

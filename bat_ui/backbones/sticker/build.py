@@ -2,7 +2,7 @@
 
 In: minutes for each stage and a work folder, where every stage keeps its state; start it again to go on.
 Out: `clip/` (open_clip local-dir), `pipeline/` (StableDiffusionPipeline), `build.json` (time, hardware, losses).
-Everything is fp16 safetensors.
+Everything is fp16 safetensors.  `unpack` makes a work folder of such a folder, to train its UNet further.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from bat_ui.backbones.sticker import data
 from bat_ui.backbones.sticker.card import model_card
+from bat_ui.backbones.sticker.stage import save_start
 from bat_ui.backbones.sticker.train_autoencoder import train_autoencoder
 from bat_ui.backbones.sticker.train_clip import (
     load_clip,
@@ -116,6 +118,33 @@ def assemble(unet: UNet2DConditionModel, work: Path, out: Path) -> None:
     # Without a dtype of the caller's, transformers would load half precision and diffusers float32.
     config_path = out / "pipeline" / "text_encoder" / "config.json"
     write_json(config_path, read_json(config_path) | {"dtype": "float32"})
+
+
+def unpack(built: Path, work: Path) -> None:
+    """Make the work folder `work` of the `built` weights: all stages are done but the UNet's, whose time goes on.
+
+    Optimisers start anew and averages from the weights themselves, since a built folder has neither.
+    """
+    record = read_json(built / "build.json")["stages"]
+    clip = load_file(built / "clip" / "open_clip_model.safetensors")
+    decoder = load_file(built / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors")
+    weights = {
+        "clip": clip,
+        "clip_image": _part(clip, "visual."),
+        "autoencoder": _part(decoder, "decoder."),
+        "unet": load_file(built / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"),
+    }
+    for stage in STAGES:
+        (work / stage).mkdir(parents=True)
+        seconds = 60 * record[stage]["minutes"] if stage == "unet" else float("inf")
+        save_start(work / stage, weights[stage], record[stage], seconds)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (work / "clip" / "tokenizer").mkdir(exist_ok=True)
+        shutil.copy(built / "clip" / name, work / "clip" / "tokenizer")
+
+
+def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def export(work: Path, out: Path) -> None:

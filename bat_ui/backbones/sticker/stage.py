@@ -1,6 +1,6 @@
 """A pre-training stage that can be killed at any moment and goes on from its last checkpoint.
 
-In: a model, its optimiser and a budget in minutes.  Out: step numbers, with the learning rate set for each, and a
+In: a model, its optimisers and a budget in minutes.  Out: step numbers, with the learning rate set for each, and a
 folder with `state.pt` (latest), `undecayed.pt` (before the final decay, so that a larger budget can go on from there)
 and `log.jsonl`.  Knows nothing of losses or data: a step's randomness should come from `seeds.step_generator`.
 """
@@ -11,7 +11,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,13 @@ LOG_STEPS = 50
 LONGEST_STEP = 60.0  # seconds; what took longer was a machine asleep or a process suspended
 
 
+def save_start(folder: Path, weights: dict[str, torch.Tensor], record: dict, seconds: float) -> None:
+    """Let a stage in the empty `folder` go on from `weights` after `seconds`; `record` is a line of its log."""
+    state = {"model": weights, "ema": weights, "optimizers": [], "seconds": seconds, "budget": float("inf")}
+    torch.save(state | {name: record[name] for name in ("step", "samples")}, folder / "state.pt")
+    (folder / "log.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
 class Stage:
     """Budgeted, resumable loop around one model; `ema` is the averaged model when `ema_decay` is given."""
 
@@ -34,15 +41,15 @@ class Stage:
         self,
         folder: Path,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         minutes: float,
         ema_decay: float | None = None,
     ):
-        self.folder, self.model, self.optimizer, self.budget = folder, model, optimizer, minutes * 60
+        self.folder, self.model, self.optimizers, self.budget = folder, model, tuple(optimizers), minutes * 60
         self.ema_decay = ema_decay
         self.ema = copy.deepcopy(model).requires_grad_(False) if ema_decay else None
         self.step, self.seconds, self.samples = 0, 0.0, 0
-        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.base_lrs = [group["lr"] for group in self._groups()]
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
 
@@ -97,8 +104,11 @@ class Stage:
     def _set_learning_rate(self) -> None:
         left = (self.budget - self.seconds) / (DECAY_FRACTION * self.budget)
         factor = min(1.0, (self.step + 1) / WARMUP_STEPS, max(left, 0.0))
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs):
+        for group, base in zip(self._groups(), self.base_lrs):
             group["lr"] = base * factor
+
+    def _groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -112,7 +122,7 @@ class Stage:
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
             "budget": self.budget,
@@ -134,7 +144,8 @@ class Stage:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
             self.step, self.seconds, self.samples = state["step"], state["seconds"], state["samples"]
             self._reset_log()
             logger.info("%s resumes at step %d, minute %.1f", self.folder.name, self.step, self.seconds / 60)

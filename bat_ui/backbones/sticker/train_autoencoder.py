@@ -84,7 +84,7 @@ def train_autoencoder(folder: Path, minutes: float, seed: int, pictures: np.ndar
     decoder = model.decoder
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-    stage = Stage(folder, decoder, optimizer, minutes, ema_decay=0.999)
+    stage = Stage(folder, decoder, [optimizer], minutes, ema_decay=0.999)
     for step in stage.steps():
         rng = step_generator(seed, step)
         rows = torch.randint(len(images), (BATCH,), generator=rng)

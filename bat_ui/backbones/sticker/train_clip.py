@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from bat_ui.backbones.sticker import data
 from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from bat_ui.files import whole_folder
 from bat_ui.hardware import best_device
 from bat_ui.seeds import step_generator
 
@@ -54,9 +55,17 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     return batch.input_ids
 
 
+def kept_tokenizer(folder: Path, captions: list[str]) -> CLIPTokenizer:
+    """The tokenizer in `folder`, built at first: learning breaks ties anew each time, and a resumed stage must not."""
+    if not folder.is_dir():
+        with whole_folder(folder) as draft:
+            build_tokenizer(captions).save_pretrained(draft)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
 def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Sticker], pictures: np.ndarray) -> None:
     """Train for `minutes` in all, resuming from `folder`, and export to `folder`/export."""
-    tokenizer = build_tokenizer([s.caption for s in stickers])
+    tokenizer = kept_tokenizer(folder / "tokenizer", [s.caption for s in stickers])
     torch.manual_seed(seed)
     config = clip_config(len(tokenizer))
     device = best_device()
@@ -74,7 +83,7 @@ def train_clip(folder: Path, minutes: float, seed: int, stickers: list[data.Stic
     styleless = tokenize(tokenizer, [data.caption_of(stickers[i].name) for i in kept])
     loss_of = open_clip.loss.ClipLoss()
 
-    stage = Stage(folder, model, optimizer, minutes, ema_decay=0.998)
+    stage = Stage(folder, model, [optimizer], minutes, ema_decay=0.998)
     model.train()
     for step in stage.steps():
         rng, rows = step_generator(seed, step), _rows(len(kept), seed, step)
@@ -110,7 +119,7 @@ def train_image_tower(
     scale = model.logit_scale.exp().detach()
     visual = model.visual
     optimizer = torch.optim.AdamW(visual.parameters(), lr=IMAGE_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    stage = Stage(folder, visual, optimizer, minutes, ema_decay=0.99)
+    stage = Stage(folder, visual, [optimizer], minutes, ema_decay=0.99)
     loss_of = open_clip.loss.ClipLoss()
     visual.train()
     for step in stage.steps():

@@ -11,13 +11,16 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
+from bat_ui.backbones.sticker.muon import Muon
 from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.train_autoencoder import LATENT_CHANNELS
 from bat_ui.hardware import best_device
 from bat_ui.seeds import step_generator, stratified_timesteps
 
-BATCH = 48
+BATCH = 96
 LEARNING_RATE = 1e-3
+TIMESTEP_SHIFT = 2.0  # towards noise, where the caption decides what is drawn (Esser et al., 2024, eq. 23)
+NOISE_LEVELS = 1000
 STYLELESS, EMPTY = 0.05, 0.1  # part of the captions without the style, and without anything (for guidance)
 
 
@@ -42,7 +45,7 @@ def new_unet(text_width: int) -> UNet2DConditionModel:
 def new_scheduler() -> DDIMScheduler:
     """Cosine schedule with v-prediction: the last timestep is pure noise, so white grounds come out white."""
     return DDIMScheduler(
-        num_train_timesteps=1000,
+        num_train_timesteps=NOISE_LEVELS,
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
@@ -50,6 +53,24 @@ def new_scheduler() -> DDIMScheduler:
         set_alpha_to_one=True,
         steps_offset=1,
     )
+
+
+def new_optimizers(unet: UNet2DConditionModel) -> list[torch.optim.Optimizer]:
+    """Muon for the inner matrices and convolutions, AdamW for norms, biases and the layers at both ends."""
+    ends = ("conv_in.", "conv_out.")
+    inner = [p for name, p in unet.named_parameters() if p.ndim >= 2 and not name.startswith(ends)]
+    chosen = {id(p) for p in inner}
+    rest = [p for p in unet.parameters() if id(p) not in chosen]
+    return [
+        Muon(inner, lr=LEARNING_RATE),
+        torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01),
+    ]
+
+
+def shifted(timesteps: torch.Tensor) -> torch.Tensor:
+    """Uniform timesteps moved towards noise."""
+    part = timesteps / NOISE_LEVELS
+    return (NOISE_LEVELS * TIMESTEP_SHIFT * part / (1 + (TIMESTEP_SHIFT - 1) * part)).long().clamp(max=NOISE_LEVELS - 1)
 
 
 def train_unet(
@@ -70,14 +91,14 @@ def train_unet(
     unet = new_unet(styled.shape[-1]).to(device, memory_format=torch.channels_last)
     latents, styled, styleless, empty = (t.to(device) for t in (latents, styled, styleless, empty))
     scheduler = new_scheduler()
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    stage = Stage(folder, unet, optimizer, minutes, ema_decay=0.999)
+    optimizers = new_optimizers(unet)
+    stage = Stage(folder, unet, optimizers, minutes, ema_decay=0.995)
     count, per_epoch = len(latents), max(len(latents) // BATCH, 1)
     for step in stage.steps():
         rng = step_generator(seed, step)
         order = torch.randperm(count, generator=step_generator(seed + 1, step // per_epoch))
         rows = order[step % per_epoch * BATCH :][:BATCH]
-        timesteps = stratified_timesteps(BATCH, scheduler.config.num_train_timesteps, rng).to(device)
+        timesteps = shifted(stratified_timesteps(BATCH, NOISE_LEVELS, rng)).to(device)
         noise = torch.randn(latents[rows].shape, generator=rng).to(device)
         kind = torch.rand(BATCH, 1, 1, generator=rng).to(device)
         text = torch.where(kind < STYLELESS, styleless[rows], styled[rows])
@@ -85,8 +106,9 @@ def train_unet(
         noisy = scheduler.add_noise(latents[rows], noise, timesteps).contiguous(memory_format=torch.channels_last)
         target = scheduler.get_velocity(latents[rows], noise, timesteps)
         loss = (unet(noisy, timesteps, text).sample - target).square().mean()
-        optimizer.zero_grad(set_to_none=True)
+        unet.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         stage.log(BATCH, loss=loss)
