@@ -20,12 +20,14 @@ from PIL import Image
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from bat_ui.files import replacing, write_json
-from bat_ui.store.table import Store, fingerprint
+from bat_ui.store.duplicates import SAME_PICTURE
+from bat_ui.store.rows import fingerprint
+from bat_ui.store.table import Store
 
 TENSORS, MARKER = "shortlist.safetensors", "shortlist.json"
-# Root mean square between fingerprints, in grey levels.  Below the first are resized copies; what a CLIP model calls
-# equal must be below the second to be a near-duplicate, or else arrows up and down and faces in other moods are lost.
-SAME_PICTURE, ALIKE_PICTURE = 4.0, 12.0
+# Root mean square between fingerprints, in grey levels.  What a CLIP model calls equal must be below to be a
+# near-duplicate, or else arrows up and down and faces in other moods are lost.
+ALIKE_PICTURE = 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +98,7 @@ def shortlist(
         raise UserError("Add at least one picture of the subject.")
     if not class_prompt.strip():
         raise UserError("Say what the subject is, such as 'cat': backbone pictures of its class are searched with it.")
-    if clip.digest != store.info.encoder:
-        raise UserError(f"The store '{store.info.title}' was made with another CLIP model: build it again.")
+    store.check_encoder(clip.digest)
     subject, prompt = clip.embed_images(subject_images), clip.embed_texts([class_prompt])
     queries = {"subject": subject, "class": prompt}
     if plain := [text for text in (_without(identifier, caption) for caption in subject_captions) if text]:
@@ -110,8 +111,13 @@ def shortlist(
         if len(chosen.ids) >= size or k >= store.count:
             break
         k *= 2
+    size_before = len(chosen.ids)
     order = np.random.default_rng(seed).permutation(store.count) if num_random else []
-    chosen.add([(store.ids[row], "random") for row in order], num_random)
+    for start in range(0, len(order), _Chosen.CHUNK):
+        missing = size_before + num_random - len(chosen.ids)
+        if missing == 0:
+            break
+        chosen.add([(i, "random") for i in store.ids_at(order[start : start + _Chosen.CHUNK].tolist())], missing)
 
     vectors = store.vectors_of(chosen.ids)
     return Shortlist(

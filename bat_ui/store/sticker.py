@@ -17,7 +17,8 @@ from tqdm import tqdm
 from bat_ui.backbones.sticker import data
 from bat_ui.clip_space import ClipSpace
 from bat_ui.project import data_folder
-from bat_ui.store.table import SCHEMA, Row, Store, building_lock, read_info
+from bat_ui.store.rows import Row
+from bat_ui.store.table import SCHEMA, Store, building_lock, read_info
 
 BATCH = 64
 SOURCES = {"flat": ("Twemoji", "CC BY 4.0"), "outlined": ("OpenMoji", "CC BY-SA 4.0")}

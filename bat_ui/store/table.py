@@ -1,13 +1,12 @@
-"""A backbone store: captioned pictures with their CLIP vectors, one LanceDB table in one folder.
+"""A backbone store: captioned pictures with their CLIP vectors, one LanceDB table in one folder or object store.
 
-In: rows of picture, caption and vector.  Out: a `Store` that is never changed afterwards: rows in their order,
-pictures by id, nearest neighbours.  A store is built beside its place and moved there when complete, with `store.json`
-as the marker, so that a killed build leaves nothing that could be mistaken for a store.
+In: rows of picture, caption and vector.  Out: a `Store`, one unchanging snapshot of the table: rows in their order,
+pictures by id, nearest neighbours.  `store.json` is written last and names the snapshot, so that a killed build or ingest
+leaves nothing that could be mistaken for a store, and a store can be read while more is added to it.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -23,31 +22,23 @@ from filelock import FileLock
 from PIL import Image
 
 from bat_ui.errors import UserError
+from bat_ui.pictures import MAX_BYTES, decode_picture
+from bat_ui.store.index import search
+from bat_ui.store.place import Place
+from bat_ui.store.rows import Row, arrow_table, describe, matrix, schema, unit_vectors
 
-SCHEMA = 1  # of the table and its store.json; a store of another schema has to be built anew
+SCHEMA = 2  # of the table and its store.json; a store of another schema has to be built anew
 TABLE = "pictures"
 MARKER = "store.json"
-GRID = 16  # of a fingerprint, width and height
 EXACT_ROWS = 100_000  # up to here all vectors are kept in memory and searched exactly
 ROWS_PER_WRITE = 1024
 
 
 @dataclass(frozen=True)
-class Row:
-    """One picture to be stored; `vector` is its unit CLIP vector (d,), `source` and `licence` say where it is from."""
-
-    id: str
-    caption: str
-    picture: Image.Image
-    vector: np.ndarray | torch.Tensor
-    source: str
-    licence: str
-
-
-@dataclass(frozen=True)
 class StoreInfo:
     """What a store is: `version` changes whenever its content would, `encoder` is the digest of the CLIP model that
-    made its vectors, `source` and `licence` are for people."""
+    made its vectors and `clip` its name, `source` and `licence` are for people.  `proxy` says that the pictures stand in
+    for training data that is not public.  `snapshot` is the table's version that counts, 0 before there is any."""
 
     name: str
     title: str
@@ -57,26 +48,36 @@ class StoreInfo:
     encoder: str
     count: int
     dim: int
+    clip: str = ""
+    proxy: bool = False
+    snapshot: int = 0
     schema: int = SCHEMA
+
+    @property
+    def summary(self) -> dict:
+        """What a selection, a report and a model card say about the store."""
+        kept = ("name", "title", "count", "source", "licence", "proxy", "version")
+        return {key: value for key, value in asdict(self).items() if key in kept}
 
 
 class Store:
-    """A complete store on disk, read-only.  Every result is in the order of its rows or of the ids asked for."""
+    """A complete store, read-only.  Every result is in the order of its rows or of the ids asked for."""
 
-    def __init__(self, folder: Path, info: StoreInfo):
-        import lancedb  # here, since it takes seconds to import and the page should be up before
-
-        self.folder, self.info = folder, info
-        self._table = lancedb.connect(folder).open_table(TABLE)
+    def __init__(self, place: Place, info: StoreInfo):
+        self.place, self.info = place, info
+        self._table = open_table(place)
+        self._table.checkout(info.snapshot)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Store:
-        """Raises UserError if the folder holds no complete store of this schema."""
-        folder = Path(folder)
-        info = read_info(folder)
+    def open(cls, place: str | Path) -> Store:
+        """Raises UserError if there is no complete store of this schema at that path or URI."""
+        place = Place.of(place)
+        info = read_info(place)
         if info is None:
-            raise UserError(f"'{folder}' holds no complete backbone store: build it again.")
-        return cls(folder, info)
+            raise UserError(f"'{place.uri}' holds no complete backbone store: build it again.")
+        if not info.snapshot:
+            raise UserError(f"The ingest of the store '{info.name}' has not come to its end: run it again, it goes on.")
+        return cls(place, info)
 
     @classmethod
     def build(
@@ -90,8 +91,9 @@ class Store:
         title: str,
         source: str,
         licence: str,
+        clip: str = "",
     ) -> Store:
-        """Write `rows` as a new store that takes the place of whatever store is at `folder`.
+        """Write `rows` as a new store that takes the place of whatever store is in `folder`, which is on disk.
 
         Waits while another process builds there.  If `rows` raises, the store that was there before stays.
         Raises UserError for no rows, for an id that occurs twice and for vectors of different lengths.
@@ -104,16 +106,29 @@ class Store:
                 shutil.rmtree(leftover, ignore_errors=True)
             new.mkdir()
             try:
-                count, dim = _write_table(new, rows)
-                info = StoreInfo(name, title, source, licence, version, encoder, count, dim)
-                (new / MARKER).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False), encoding="utf-8")
+                count, dim, snapshot = _write_table(Place.of(new), rows)
+                info = StoreInfo(name, title, source, licence, version, encoder, count, dim, clip, snapshot=snapshot)
+                write_info(Place.of(new), info)
                 if folder.exists():
                     folder.rename(old)
                 new.rename(folder)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
-        return cls(folder, info)
+        return cls(Place.of(folder), info)
+
+    def check_encoder(self, digest: str) -> None:
+        """Raises UserError if the vectors were not made by the CLIP model with that digest (ClipSpace.digest)."""
+        if self.info.encoder != digest:
+            raise UserError(
+                f"The store '{self.info.title}' was made with another CLIP model than the backbone's: "
+                "ingest its pictures with this backbone into a new store."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a store on disk."""
+        return Path(self.place.uri)
 
     @property
     def count(self) -> int:
@@ -133,7 +148,16 @@ class Store:
     @cached_property
     def vectors(self) -> torch.Tensor:
         """All unit vectors (n, d), float32, in the order of the rows."""
-        return _vectors(self._columns)
+        return unit_vectors(self._columns)
+
+    def ids_at(self, places: Sequence[int]) -> list[str]:
+        """Ids of the rows at these places, 0 to n - 1, without reading all the others of a large store."""
+        if self.count <= EXACT_ROWS:
+            return [self.ids[place] for place in places]
+        wanted = sorted(set(places))
+        found = self._table.take_offsets(wanted).select(["id"]).to_arrow()["id"].to_pylist() if wanted else []
+        id_at = dict(zip(wanted, found))
+        return [id_at[place] for place in places]
 
     def captions_of(self, ids: Sequence[str]) -> list[str]:
         """Captions in the order of `ids`.  Raises KeyError for an id that is not in the store."""
@@ -141,57 +165,74 @@ class Store:
 
     def vectors_of(self, ids: Sequence[str]) -> torch.Tensor:
         """Unit vectors (len(ids), d), float32.  Raises KeyError for an id that is not in the store."""
-        return _vectors(self._fetch(ids, "vector"))
+        return unit_vectors(self._fetch(ids, "vector"))
 
     def pictures(self, ids: Sequence[str]) -> list[Image.Image]:
-        """RGB pictures in the order of `ids`.  Raises KeyError for an id that is not in the store."""
-        return [_decode(png) for png in self._fetch(ids, "image")["image"].to_pylist()]
+        """RGB pictures in the order of `ids`.  Raises KeyError for an id that is not in the store.
+
+        Raises UserError if a picture that was left where it lay is not there any more.
+        """
+        found = self._fetch(ids, "image", "uri")
+        return [_read(*row) for row in zip(ids, found["image"].to_pylist(), found["uri"].to_pylist())]
 
     def fingerprints_of(self, ids: Sequence[str]) -> np.ndarray:
         """What `fingerprint` gave for each picture, (len(ids), 768) float32.  Raises KeyError for an unknown id."""
-        return _matrix(self._fetch(ids, "fingerprint"), "fingerprint")
+        return matrix(self._fetch(ids, "fingerprint"), "fingerprint")
 
     def nearest(self, vectors: torch.Tensor, k: int) -> tuple[list[list[str]], torch.Tensor]:
         """The k rows nearest to each of the query vectors (q, d), nearest first.
 
         Returns ids, q lists of min(k, n), and their cosine similarities (q, min(k, n)), float32.  Exact up to
-        EXACT_ROWS rows, where equals keep the order of the rows; above, LanceDB searches, by an index if it has one.
+        EXACT_ROWS rows, where equals keep the order of the rows; above, by the table's index, if it has one.
         """
         k = min(k, self.count)
         queries = torch.nn.functional.normalize(vectors.float(), dim=1)
-        if self.count <= EXACT_ROWS:
-            similarity, rows = (queries @ self.vectors.T).sort(dim=1, descending=True, stable=True)
-            return [[self.ids[r] for r in found] for found in rows[:, :k].tolist()], similarity[:, :k].contiguous()
-        found = []
-        for query in queries.numpy():
-            search = self._table.search(query).distance_type("cosine").select(["id", "_distance"])
-            found.append(search.limit(k).to_arrow())
-        similarity = np.stack([1 - table["_distance"].to_numpy() for table in found])
-        return [table["id"].to_pylist() for table in found], torch.from_numpy(similarity)
+        if self.count > EXACT_ROWS:
+            return search(self._table, queries, k)
+        similarity, rows = (queries @ self.vectors.T).sort(dim=1, descending=True, stable=True)
+        return [[self.ids[r] for r in found] for found in rows[:, :k].tolist()], similarity[:, :k].contiguous()
 
     @cached_property
     def _columns(self) -> pa.Table:
         query = self._table.search().select(["row", "id", "caption", "vector"]).limit(self.count)
-        return query.to_arrow().sort_by("row")
+        return query.to_arrow().sort_by([("row", "ascending"), ("id", "ascending")])
 
-    def _fetch(self, ids: Sequence[str], column: str) -> pa.Table:
-        wanted = dict.fromkeys(ids)
+    def _fetch(self, ids: Sequence[str], *columns: str) -> pa.Table:
+        wanted = list(dict.fromkeys(ids))
         if not wanted:
-            return self._table.schema.empty_table().select([column])
-        quoted = ", ".join("'" + i.replace("'", "''") + "'" for i in wanted)
-        query = self._table.search().where(f"id IN ({quoted})").select(["id", column]).limit(len(wanted))
-        found = query.to_arrow()
+            return self._table.schema.empty_table().select(columns)
+        found = self._table.search().where(among(wanted)).select(["id", *columns]).limit(len(wanted)).to_arrow()
         place = {i: n for n, i in enumerate(found["id"].to_pylist())}
-        return found.take([place[i] for i in ids]).select([column])
+        return found.take([place[i] for i in ids]).select(columns)
 
 
-def read_info(folder: Path) -> StoreInfo | None:
-    """What the marker of a store says, or None where there is no complete store of this schema."""
+def among(ids: Iterable[str]) -> str:
+    """The condition that a row's id is one of these, in SQL."""
+    quoted = ", ".join("'" + i.replace("'", "''") + "'" for i in ids)
+    return f"id IN ({quoted})"
+
+
+def open_table(place: Place, name: str = TABLE, dim: int | None = None):
+    """A table of the store; with `dim` the table of pictures is made if there is none."""
+    import lancedb  # here, since it takes seconds to import and the page should be up before
+
+    database = lancedb.connect(place.uri)
+    return database.open_table(name) if dim is None else database.create_table(name, schema=schema(dim), exist_ok=True)
+
+
+def read_info(place: Place | Path) -> StoreInfo | None:
+    """What the marker of a store says, or None where there is no store of this schema."""
+    place = place if isinstance(place, Place) else Place.of(place)
     try:
-        info = StoreInfo(**json.loads((folder / MARKER).read_text(encoding="utf-8")))
+        info = StoreInfo(**json.loads((place / MARKER).read_text()))
     except (OSError, ValueError, TypeError):
         return None
     return info if info.schema == SCHEMA else None
+
+
+def write_info(place: Place, info: StoreInfo) -> None:
+    """Make `info` what the store is from now on."""
+    (place / MARKER).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False))
 
 
 def building_lock(folder: Path) -> FileLock:
@@ -199,89 +240,29 @@ def building_lock(folder: Path) -> FileLock:
     return FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
 
 
-def fingerprint(picture: Image.Image) -> np.ndarray:
-    """The picture's colours on a 16 x 16 grid, (768,) float32 in 0..255: nearly equal for the same picture at another
-    size or compression.  The root mean square of a difference is in grey levels.
-
-    Stands where hashes of a few bits would, since those confuse simple drawings (the flags of France and Belgium, or
-    one face in two moods).
-    """
-    grid = picture.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX)
-    return np.asarray(grid, dtype=np.float32).ravel()
-
-
-def _write_table(folder: Path, rows: Iterable[Row]) -> tuple[int, int]:
-    """Write `rows` chunk by chunk into a new table; returns the number of rows and the length of their vectors."""
-    import lancedb
-
+def _write_table(place: Place, rows: Iterable[Row]) -> tuple[int, int, int]:
+    """Write `rows` chunk by chunk into a new table; returns the number of rows, the length of their vectors and the
+    table's version."""
     rows, seen, table, dim = iter(rows), set(), None, 0
     while chunk := list(islice(rows, ROWS_PER_WRITE)):
         if table is None:
             dim = len(chunk[0].vector)
-            table = lancedb.connect(folder).create_table(TABLE, schema=_schema(dim))
-        table.add(_batch(chunk, len(seen), dim))
+            table = open_table(place, dim=dim)
+        described = [describe(row, len(seen) + n) for n, row in enumerate(chunk)]
+        table.add(arrow_table(described, [row.vector for row in chunk], dim))
         before = len(seen)
         seen.update(row.id for row in chunk)
         if len(seen) != before + len(chunk):
             raise UserError("A backbone store needs a different id for every picture.")
     if table is None:
         raise UserError("A backbone store needs at least one picture.")
-    return len(seen), dim
+    return len(seen), dim, table.version
 
 
-def _schema(dim: int) -> pa.Schema:
-    return pa.schema(
-        [
-            ("row", pa.int64()),
-            ("id", pa.string()),
-            ("caption", pa.string()),
-            ("image", pa.binary()),  # PNG
-            ("fingerprint", pa.list_(pa.uint8(), 3 * GRID * GRID)),
-            ("vector", pa.list_(pa.float16(), dim)),
-            ("source", pa.string()),
-            ("licence", pa.string()),
-        ]
-    )
-
-
-def _batch(chunk: list[Row], start: int, dim: int) -> pa.Table:
-    lengths = {len(row.vector) for row in chunk} | {dim}
-    if len(lengths) > 1:
-        raise UserError(f"A backbone store needs vectors of one length, not of {sorted(lengths)}: use one CLIP model.")
-    vectors = np.stack([np.asarray(row.vector, dtype=np.float32) for row in chunk])
-    columns = {
-        "row": np.arange(start, start + len(chunk)),
-        "id": [row.id for row in chunk],
-        "caption": [row.caption for row in chunk],
-        "image": [_encode(row.picture) for row in chunk],
-        "fingerprint": _lists(np.stack([fingerprint(row.picture) for row in chunk]).astype(np.uint8)),
-        "vector": _lists(vectors.astype(np.float16)),
-        "source": [row.source for row in chunk],
-        "licence": [row.licence for row in chunk],
-    }
-    return pa.table(columns, schema=_schema(dim))
-
-
-def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
-
-
-def _matrix(table: pa.Table, column: str) -> np.ndarray:
-    """A column of fixed-size lists as float32 (rows, size)."""
-    lists = table[column].combine_chunks()
-    return lists.flatten().to_numpy().astype(np.float32).reshape(len(lists), lists.type.list_size)
-
-
-def _vectors(table: pa.Table) -> torch.Tensor:
-    """The vectors (n, d), float32, of unit length again, which half precision took from them."""
-    return torch.nn.functional.normalize(torch.from_numpy(_matrix(table, "vector")), dim=1)
-
-
-def _encode(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _decode(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png), formats=["PNG"]).convert("RGB")
+def _read(id: str, image: bytes | None, uri: str | None) -> Image.Image:
+    if image is None:
+        try:
+            image = Place.of(uri).read_bytes(MAX_BYTES + 1)
+        except OSError as error:
+            raise UserError(f"The picture {id} is not at {uri} any more: put it back or ingest without --link.") from error
+    return decode_picture(image, id)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bat_ui.store.table import Row, Store
+from bat_ui.clip_space import ClipSpace
+from bat_ui.store.rows import Row
+from bat_ui.store.table import Store
 
 
 class FakeClip:
@@ -79,5 +81,26 @@ def build(tmp_path):
             source="somewhere",
             licence="CC0",
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_clip(tiny_backbone_folder):
+    """A CLIP model in the real format, with random weights."""
+    return ClipSpace.load(tiny_backbone_folder / "clip")
+
+
+@pytest.fixture
+def photos(tmp_path, picture):
+    """photos(count): a folder of PNG files 000.png, 001.png, ... with captions 'a photo of N' beside them."""
+
+    def make(count: int, folder=None):
+        folder = folder or tmp_path / "photos"
+        folder.mkdir(exist_ok=True)
+        for n in range(count):
+            picture(n).save(folder / f"{n:03d}.png")
+            (folder / f"{n:03d}.txt").write_text(f"a photo of {n}", encoding="utf-8")
+        return folder
 
     return make

@@ -6,7 +6,8 @@ import torch
 
 from bat_ui.errors import UserError
 from bat_ui.store import table
-from bat_ui.store.table import Store, fingerprint
+from bat_ui.store.rows import fingerprint
+from bat_ui.store.table import Store
 
 
 def unit(n, dim, seed=0):

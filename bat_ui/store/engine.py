@@ -1,0 +1,188 @@
+"""The work of an ingest on one machine: read, decode, encode, write.
+
+In: jobs, each a part of a source that is to go into a store.  Out: rows in the store's table, and the parts in its ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from bat_ui.clip_space import ClipSpace
+from bat_ui.errors import UserError
+from bat_ui.pictures import MAX_BYTES, decode_picture
+from bat_ui.store.ledger import Entry, Ledger
+from bat_ui.store.place import Place
+from bat_ui.store.records import Record
+from bat_ui.store.rows import arrow_table, picture_columns
+from bat_ui.store.table import among, open_table
+
+BATCH = 64  # pictures that are encoded at once
+AHEAD = 4 * BATCH  # pictures that are decoded ahead of the encoder
+MAX_ROWS, MAX_HELD, MAX_SECONDS = 8192, 256_000_000, 30  # rows, bytes and time until what is done is written
+PART_ROWS = 2**32  # numbers that a part's rows have to themselves
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part to read, for the store at `place`; `entry` is what the ledger will say of it."""
+
+    part: object
+    entry: Entry
+    place: Place
+    link: bool
+
+    def columns(self, position: int, record: Record) -> dict:
+        """What is stored of a record beside its picture."""
+        row = self.entry.number * PART_ROWS + position
+        source = {"source": self.entry.name, "licence": self.entry.licence}
+        return {"row": row, "id": record.id, "caption": record.caption} | source
+
+
+def new_records(job: Job) -> Iterator[tuple[int, Record]]:
+    """The records of a part that the store does not have yet, with their place in it; counts the others as known."""
+    table, seen = open_table(job.place), set()
+    for chunk in chunks(enumerate(job.part.records()), AHEAD):
+        known = known_ids(table, [record.id for _, record in chunk])
+        job.entry.pictures += len(known)
+        for position, record in chunk:
+            if record.id not in known and record.id not in seen:
+                seen.add(record.id)
+                yield position, record
+
+
+def known_ids(table, ids: Sequence[str]) -> set[str]:
+    """Those of the ids that the table has."""
+    return set(table.search().where(among(ids)).select(["id"]).limit(len(ids)).to_arrow()["id"].to_pylist())
+
+
+def chunks(items: Iterable, size: int) -> Iterator[list]:
+    """The items in lists of `size`, the last one with what is left."""
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def prepare(record: Record, preprocess: Callable, link: bool) -> tuple[dict, torch.Tensor] | str:
+    """A record's picture columns and what the encoder takes (3, size, size), or why it cannot be used."""
+    if record.problem:
+        return record.problem
+    try:
+        file = Place(record.uri).read_bytes(MAX_BYTES + 1) if record.data is None else record.data
+        picture = decode_picture(file, "The picture")
+    except UserError as problem:
+        return str(problem)
+    except OSError as problem:
+        return f"cannot be read: {problem.strerror or problem}"
+    return picture_columns(picture, file, record.uri if link else None), preprocess(picture)
+
+
+class LocalEngine:
+    """The engine of one machine: threads decode ahead, the encoder never waits for them if they can keep up."""
+
+    def __init__(self, clip: ClipSpace, workers: int):
+        self.clip, self.workers = clip, workers
+
+    def __call__(self, jobs: Sequence[Job], ledger: Ledger, tally: Tally) -> None:
+        if not jobs:
+            return
+        pending = _Pending(open_table(jobs[0].place), self.clip, ledger)
+        with ThreadPoolExecutor(self.workers) as pool:
+            for job, position, record, result in self._prepared(jobs, pool):
+                if record is None:
+                    pending.end(job)
+                    tally.end(job)
+                    continue
+                made = result.result()
+                if isinstance(made, str):
+                    job.entry.broken.append({"file": record.id, "reason": made})
+                else:
+                    columns, pixels = made
+                    pending.add(job.columns(position, record) | columns, pixels)
+                    job.entry.pictures += 1
+                    tally.one()
+            pending.write()
+
+    def _prepared(
+        self, jobs: Sequence[Job], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[Job, int, Record | None, Future | None]]:
+        """Records in order, each with what becomes of it; a job ends with None."""
+        window: deque = deque()
+        for job in jobs:
+            for position, record in new_records(job):
+                window.append((job, position, record, pool.submit(prepare, record, self.clip.preprocess, job.link)))
+                if len(window) > AHEAD:
+                    yield window.popleft()
+            window.append((job, 0, None, None))
+        yield from window
+
+
+class _Pending:
+    """What is decoded but not encoded, what is encoded but not written, and which parts end with it."""
+
+    def __init__(self, table, clip: ClipSpace, ledger: Ledger):
+        self.table, self.clip, self.ledger = table, clip, ledger
+        self.rows: list[dict] = []
+        self.pixels: list[torch.Tensor] = []
+        self.vectors: list[torch.Tensor] = []
+        self.ended: list[Entry] = []
+        self.held, self.since = 0, time.monotonic()
+
+    def add(self, row: dict, pixels: torch.Tensor) -> None:
+        """Take one picture; encodes and writes when there is enough."""
+        self.rows.append(row)
+        self.pixels.append(pixels)
+        self.held += len(row["image"] or b"")
+        if len(self.pixels) == BATCH:
+            self._encode()
+            late = time.monotonic() - self.since > MAX_SECONDS
+            if late or len(self.rows) >= MAX_ROWS or self.held >= MAX_HELD:
+                self.write()
+
+    def end(self, job: Job) -> None:
+        """The last picture of a part was taken."""
+        self.ended.append(job.entry)
+
+    def write(self) -> None:
+        """Pictures first, then the parts that end with them."""
+        self._encode()
+        if self.rows:
+            self.table.add(arrow_table(self.rows, self.vectors, len(self.vectors[0])))
+        self.ledger.add(self.ended)
+        self.rows, self.vectors, self.ended = [], [], []
+        self.held, self.since = 0, time.monotonic()
+
+    def _encode(self) -> None:
+        if self.pixels:
+            self.vectors += self.clip.embed_prepared(torch.stack(self.pixels))
+            self.pixels = []
+
+
+class Tally:
+    """Reports progress in pictures; how many there will be is estimated from the size of the parts read so far."""
+
+    def __init__(self, jobs: Sequence[Job], progress: Callable[[str, int, int], None]):
+        self.progress, self.pictures, self.read = progress, 0, 0
+        self.size = sum(job.part.size for job in jobs)
+
+    def one(self) -> None:
+        """A picture was encoded."""
+        self.pictures += 1
+        if self.pictures % BATCH == 0:
+            self._report()
+
+    def end(self, job: Job, pictures: int = 0) -> None:
+        """A part was read, and with it pictures that were not reported one by one."""
+        self.read += job.part.size
+        self.pictures += pictures
+        self._report()
+
+    def _report(self) -> None:
+        total = round(self.pictures * self.size / self.read) if self.read else 0
+        self.progress("Ingesting", self.pictures, max(total, self.pictures))

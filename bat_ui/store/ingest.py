@@ -1,0 +1,200 @@
+"""Ingest: put the pictures of a source into a store, on this machine or by Ray on many.
+
+In: a source, a place for the store, a CLIP model.  Out: the store and a `Report`.  Killed at any moment it goes on where
+it was; done twice it adds nothing.  A picture that cannot be used is listed with the reason, in the ledger and in
+broken.csv, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from os import cpu_count
+from pathlib import Path
+
+from filelock import Timeout
+
+from bat_ui.clip_space import ClipSpace
+from bat_ui.errors import UserError
+from bat_ui.store.duplicates import mark_duplicates
+from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, known_ids
+from bat_ui.store.index import build_indexes
+from bat_ui.store.ledger import Entry, Ledger
+from bat_ui.store.place import Place
+from bat_ui.store.records import Options
+from bat_ui.store.sources import FilesPart, find_parts
+from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, building_lock, open_table, read_info, write_info
+
+ENGINES = ("local", "ray")
+UNSTATED = "not stated"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one ingest: pictures that were added, that were there before, that could not be used (reasons by file); and of the
+    whole store: its duplicates."""
+
+    info: StoreInfo
+    added: int
+    known: int
+    broken: dict[str, str]
+    exact: int
+    near: int
+    seconds: float
+
+
+def ingest(
+    source: str,
+    store: str | Path,
+    clip: ClipSpace,
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    licence: str = UNSTATED,
+    caption_column: str | None = None,
+    image_column: str | None = None,
+    split: str = "train",
+    link: bool = False,
+    proxy: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Report:
+    """Put `source` (sources.py) into the store at a path or URI, which is made if there is none.
+
+    `name` begins the ids of the source's pictures, by default its last word; `link` leaves a folder's pictures where they
+    are; `proxy` labels the store as a stand-in for training data that is not public; `workers` decode pictures, or with
+    `engine` 'ray' encode them.  Raises UserError if the source cannot be read, the store is another's or in use, was made
+    with another CLIP model, has other pictures of that name, or if no picture could be used.
+    """
+    started = time.monotonic()
+    if engine not in ENGINES:
+        raise UserError(f'There is no engine "{engine}": choose one of {", ".join(ENGINES)}.')
+    place, address = Place.of(store), Place.of(source).uri if _exists(source) else source
+    options = Options(name or _name_of(source), caption_column, image_column, split)
+    parts = find_parts(source, options)
+    if link and not all(isinstance(part, FilesPart) for part in parts):
+        raise UserError("Only a folder of pictures can be linked to: leave out --link.")
+    with _writing(place):
+        info = _begin(place, clip, title, proxy)
+        ledger = Ledger(place)
+        others = {entry.address for entry in ledger.entries if entry.name == options.name} - {address}
+        if others and name is None:
+            raise UserError(
+                f"The store has pictures named '{options.name}' from {sorted(others)[0]}: give these another name with "
+                f"--name, or go on with --name {options.name} if they are the same, moved."
+            )
+        if engine == "local":
+            run = LocalEngine(clip, workers or cpu_count() or 1)
+        else:
+            from bat_ui.store.ray_engine import RayEngine
+
+            run = RayEngine(clip, workers)
+        done, number = {entry.key for entry in ledger.entries}, ledger.next_number
+        jobs = [
+            Job(part, Entry(part.key, number + n, options.name, address, licence), place, link)
+            for n, part in enumerate(part for part in parts if part.key not in done)
+        ]
+        before, first = open_table(place).count_rows(), len(ledger.entries)
+        run(jobs, ledger, Tally(jobs, progress))
+        info, exact, near = _finish(place, info, ledger, progress)
+    entries = ledger.entries[first:]
+    read = sum(entry.pictures for entry in entries)
+    skipped = sum(entry.pictures for entry in ledger.entries[:first] if entry.key in {part.key for part in parts})
+    broken = {row["file"]: row["reason"] for entry in entries for row in entry.broken}
+    added = info.count - before
+    return Report(info, added, read + skipped - added, broken, exact, near, time.monotonic() - started)
+
+
+def _begin(place: Place, clip: ClipSpace, title: str | None, proxy: bool) -> StoreInfo:
+    """What the store is so far; a new one gets its marker, which says that nothing in it counts yet."""
+    info = read_info(place)
+    if info is None:
+        if place.is_file() or (place.is_folder() and place.entries()):
+            raise UserError(f"'{place.uri}' is not empty and no store of this version: choose another place for the store.")
+        info = StoreInfo(place.name, title or place.name, "", "", "", clip.digest, 0, clip.dim, clip.source)
+        write_info(place, info)
+    elif info.snapshot and not Ledger.is_at(place):
+        raise UserError(f"The store '{info.name}' is the program's own: choose another place for the pictures.")
+    if info.encoder != clip.digest:
+        raise UserError(
+            f"The store '{info.name}' was made with another CLIP model, {info.clip}: use that one or a new store."
+        )
+    open_table(place, dim=info.dim)
+    return replace(info, title=title or info.title, proxy=info.proxy or proxy)
+
+
+def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -> tuple[StoreInfo, int, int]:
+    table = open_table(place)
+    count = table.count_rows()
+    broken = _still_broken(table, ledger.broken)
+    _write_broken(place, broken)
+    if count == 0:
+        reason = next(iter(broken.values()), "")
+        raise UserError(f"No picture could be used; the first of {len(broken)} {reason.removeprefix('The picture ')}")
+    progress("Looking for duplicates", 0, 1)
+    exact, near = mark_duplicates(table)
+    progress("Indexing", 0, 1)
+    build_indexes(table, with_vectors=count > EXACT_ROWS)
+    names = dict.fromkeys(entry.name for entry in ledger.entries)
+    licences = dict.fromkeys(entry.licence for entry in ledger.entries)
+    content = [sorted((entry.key, entry.pictures) for entry in ledger.entries), count, info.encoder, SCHEMA]
+    info = replace(
+        info,
+        source=", ".join(names),
+        licence=", ".join(licences),
+        version=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        count=count,
+        snapshot=table.version,
+    )
+    write_info(place, info)
+    return info, exact, near
+
+
+def _still_broken(table, broken: dict[str, str]) -> dict[str, str]:
+    """Without those that were repaired and are in the store by now."""
+    for ids in chunks(list(broken), AHEAD):
+        for id in known_ids(table, ids):
+            del broken[id]
+    return broken
+
+
+def _write_broken(place: Place, broken: dict[str, str]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows([("file", "reason"), *sorted(broken.items())])
+    (place / "broken.csv").write_text(text.getvalue())
+
+
+@contextmanager
+def _writing(place: Place) -> Iterator[None]:
+    """Nobody else writes to a store on disk meanwhile; for an object store that is the user's to see to."""
+    if not place.is_local:
+        yield
+        return
+    Path(place.uri).parent.mkdir(parents=True, exist_ok=True)
+    lock = building_lock(Path(place.uri))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"Another ingest is writing to '{place.name}': wait until it has ended.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _exists(source: str) -> bool:
+    place = Place.of(source)
+    return place.is_folder() or place.is_file()
+
+
+def _name_of(source: str) -> str:
+    name = re.sub(r"\.(tar|parquet)$", "", str(source).rstrip("/").rsplit("/", 1)[-1].removeprefix("hf:"))
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"

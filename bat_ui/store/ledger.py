@@ -1,0 +1,72 @@
+"""The ledger of a store: which parts of which sources are in it, and which of their pictures could not be used.
+
+A second table beside the pictures, so that it works wherever they do.  A part is entered after its pictures are, in one
+write: what is in the ledger is in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+
+from bat_ui.store.place import Place
+
+TABLE = "ingested"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("number", pa.int64()),
+        ("name", pa.string()),
+        ("address", pa.string()),
+        ("licence", pa.string()),
+        ("pictures", pa.int64()),
+        ("broken", pa.list_(pa.struct([("file", pa.string()), ("reason", pa.string())]))),
+    ]
+)
+
+
+@dataclass
+class Entry:
+    """One part: its key and number, the name, address and licence of its source, how many pictures it gave (new or known
+    before), and the broken ones with the reason."""
+
+    key: str
+    number: int
+    name: str
+    address: str
+    licence: str
+    pictures: int = 0
+    broken: list[dict[str, str]] = field(default_factory=list)
+
+
+class Ledger:
+    """The entries of a store, in memory and in its table."""
+
+    def __init__(self, place: Place):
+        import lancedb
+
+        self._table = lancedb.connect(place.uri).create_table(TABLE, schema=SCHEMA, exist_ok=True)
+        self.entries = [Entry(**row) for row in self._table.to_arrow().to_pylist()]
+
+    @staticmethod
+    def is_at(place: Place) -> bool:
+        """Whether the store has a ledger: one that the program builds as a whole has none."""
+        return (place / f"{TABLE}.lance").is_folder()
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Enter parts whose pictures are written."""
+        if entries:
+            self._table.add(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=SCHEMA))
+            self.entries += entries
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next part."""
+        return max((entry.number for entry in self.entries), default=-1) + 1
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Reasons by file, of all parts."""
+        return {row["file"]: row["reason"] for entry in self.entries for row in entry.broken}

@@ -1,0 +1,122 @@
+"""Where a store or its source lies: a folder on disk or in an object store such as s3://, by the same calls.
+
+In: a path or a URI.  Out: a `Place` that lists, reads and writes files through pyarrow's file systems; an object store's
+credentials are found as its own tools find them (for S3 the AWS_* variables or profile).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from pyarrow import ArrowInvalid, fs
+
+from bat_ui.errors import UserError
+from bat_ui.files import replacing
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file below a place: its path relative to it, size in bytes and time of its last change in ns."""
+
+    path: str
+    size: int
+    changed: int
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.path).suffix.lower()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder; `uri` is an absolute path or `scheme://...`."""
+
+    uri: str
+
+    @classmethod
+    def of(cls, text: str | Path) -> Place:
+        """Raises UserError for a scheme that is not known."""
+        if "://" not in str(text):
+            return cls(os.path.abspath(text))
+        place = cls(str(text).rstrip("/"))
+        place._resolve()
+        return place
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.uri).name
+
+    def __truediv__(self, path: str) -> Place:
+        return Place(f"{self.uri.rstrip('/')}/{path}")
+
+    def is_file(self) -> bool:
+        return self._type() == fs.FileType.File
+
+    def is_folder(self) -> bool:
+        return self._type() == fs.FileType.Directory
+
+    def entries(self) -> list[Entry]:
+        """All files below this folder, sorted by path; those with a leading dot in any part of the path are left out."""
+        files, root = self._resolve()
+        found = []
+        for info in files.get_file_info(fs.FileSelector(root, recursive=True)):
+            path = info.path[len(root) :].lstrip("/")
+            if info.type == fs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
+                found.append(Entry(path, info.size, info.mtime_ns or 0))
+        return sorted(found, key=lambda entry: entry.path)
+
+    def entry(self) -> Entry:
+        """This file as an entry of its folder."""
+        files, path = self._resolve()
+        info = files.get_file_info(path)
+        return Entry(self.name, info.size, info.mtime_ns or 0)
+
+    def stream(self) -> BinaryIO:
+        """The file's bytes from first to last."""
+        files, path = self._resolve()
+        return files.open_input_stream(path, compression=None)
+
+    def open(self) -> BinaryIO:
+        """The file for reading at any offset."""
+        files, path = self._resolve()
+        return files.open_input_file(path)
+
+    def read_bytes(self, limit: int) -> bytes:
+        """At most `limit` bytes."""
+        with self.stream() as stream:
+            return stream.read(limit)
+
+    def read_text(self) -> str:
+        """Raises OSError if there is no such file."""
+        with self.stream() as stream:
+            return stream.read().decode("utf-8-sig")
+
+    def write_text(self, text: str) -> None:
+        """Write so that a reader never sees half a file."""
+        files, path = self._resolve()
+        if self.is_local:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(Path(path)) as draft:
+                draft.write_text(text, encoding="utf-8")
+        else:  # an object appears when it is complete
+            with files.open_output_stream(path) as stream:
+                stream.write(text.encode())
+
+    def _type(self) -> fs.FileType:
+        files, path = self._resolve()
+        return files.get_file_info(path).type
+
+    def _resolve(self) -> tuple[fs.FileSystem, str]:
+        if self.is_local:
+            return fs.LocalFileSystem(), self.uri
+        try:
+            return fs.FileSystem.from_uri(self.uri)
+        except (ArrowInvalid, NotImplementedError) as error:
+            raise UserError(f"'{self.uri}' is no address that can be read: give a folder, a file or s3://...") from error

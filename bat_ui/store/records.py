@@ -1,0 +1,56 @@
+"""What all sources have in common: records, how to read them, the names that columns usually have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bat_ui.errors import UserError
+from bat_ui.pictures import MAX_BYTES
+
+CAPTION_NAMES = ("caption", "text", "txt", "prompt", "title", "alt", "description")
+MAX_CAPTION = 2000  # characters
+NO_CAPTION = "has no caption"
+TOO_LARGE = f"is larger than {MAX_BYTES // 1_000_000} MB"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a source is read.  `name` begins every id; columns are found by their usual names if they are not given."""
+
+    name: str
+    caption_column: str | None = None
+    image_column: str | None = None
+    split: str = "train"  # of a Hugging Face dataset
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture as the source has it: the file's bytes, or in `uri` where they are; `problem` says why it has neither."""
+
+    id: str
+    caption: str = ""
+    data: bytes | None = None
+    uri: str | None = None
+    problem: str | None = None
+
+
+def clean(caption: object) -> str:
+    """A caption as one line of printable characters, cut at MAX_CAPTION; empty for anything but text."""
+    if not isinstance(caption, str):
+        return ""
+    words = "".join(c if c.isprintable() else " " for c in caption[: 2 * MAX_CAPTION]).split()
+    return " ".join(words)[:MAX_CAPTION]
+
+
+def choose_column(columns: Sequence[str], wanted: str | None, usual: Sequence[str], what: str) -> str:
+    """The column that is `wanted`, or else the first with a usual name.  Raises UserError if there is none."""
+    if wanted is not None:
+        if wanted not in columns:
+            raise UserError(f"There is no column '{wanted}': choose the {what}s among {', '.join(columns)}.")
+        return wanted
+    lower = {column.lower(): column for column in reversed(columns)}
+    found = next((lower[name] for name in usual if name in lower), None)
+    if found is None:
+        raise UserError(f"No column is named as {what}s usually are: name it with --{what}-column, of {', '.join(columns)}.")
+    return found

@@ -1,0 +1,154 @@
+"""Sources in large files: webdataset shards (what img2dataset writes) and parquet files with the pictures inside."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bat_ui.errors import UserError
+from bat_ui.pictures import MAX_BYTES, SUFFIXES
+from bat_ui.store.place import Entry, Place
+from bat_ui.store.records import CAPTION_NAMES, NO_CAPTION, TOO_LARGE, Options, Record, choose_column, clean
+
+IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
+URL_NAMES = ("url", "image_url", "uri", "link")
+MAX_TEXT = 1_000_000  # bytes of a shard's text or JSON file
+
+
+@dataclass(frozen=True)
+class _FilePart:
+    folder: Place
+    entry: Entry
+    options: Options
+
+    @property
+    def key(self) -> str:
+        """Differs if the file changes."""
+        return f"{self.options.name}/{self.entry.path} {self.entry.size} {self.entry.changed}"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.entry.size
+
+    @property
+    def stem(self) -> str:
+        """What the ids of its pictures begin with."""
+        return f"{self.options.name}/{self.entry.path.rpartition('.')[0]}"
+
+
+class ShardPart(_FilePart):
+    """One .tar whose members with the same name before the first dot belong together: a picture, .txt, .json."""
+
+    def records(self) -> Iterator[Record]:
+        """A shard that is cut short ends with a record that says so."""
+        sample: dict[str, bytes | str] = {}
+        key = None
+        try:
+            with (self.folder / self.entry.path).stream() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    if not member.isfile():
+                        continue
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    stem, suffix = f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}"
+                    if stem != key:
+                        yield from self._record(key, sample)
+                        key, sample = stem, {}
+                    if suffix in SUFFIXES:
+                        large = member.size > MAX_BYTES
+                        sample["image"] = TOO_LARGE if large else archive.extractfile(member).read()
+                    elif suffix in (".txt", ".json") and member.size <= MAX_TEXT:
+                        sample[suffix] = archive.extractfile(member).read()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            yield from self._record(key, sample)
+            yield Record(self.stem, problem=f"is cut short or damaged from here on ({error})")
+            return
+        yield from self._record(key, sample)
+
+    def _record(self, key: str | None, sample: dict) -> Iterator[Record]:
+        if key is None or not sample:
+            return
+        id, image, caption = f"{self.stem}/{key}", sample.get("image"), ""
+        if self.options.caption_column is None:
+            caption = clean(sample.get(".txt", b"").decode("utf-8", "replace"))
+        if not caption:
+            try:
+                known = json.loads(sample.get(".json", b"{}"))
+            except ValueError:
+                known = {}
+            names = (self.options.caption_column,) if self.options.caption_column else CAPTION_NAMES
+            caption = next((clean(known[n]) for n in names if isinstance(known, dict) and n in known), "")
+        if not isinstance(image, bytes):
+            yield Record(id, problem=image or "has no JPEG, PNG or WebP picture")
+        elif not caption:
+            yield Record(id, problem=NO_CAPTION)
+        else:
+            yield Record(id, caption, data=image)
+
+
+class ParquetPart(_FilePart):
+    """One .parquet with a column of picture files, as bytes or as Hugging Face's struct of bytes and path."""
+
+    ROWS = 64  # read at once
+
+    def records(self) -> Iterator[Record]:
+        """Raises UserError if the file is no parquet or has no column of pictures or captions."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with (self.folder / self.entry.path).open() as file:
+                table = pq.ParquetFile(file)
+                image = _image_column(table.schema_arrow, self.options, self.entry.path)
+                texts = [n for n, t in zip(table.schema_arrow.names, table.schema_arrow.types) if pa.types.is_string(t)]
+                texts += [
+                    n for n, t in zip(table.schema_arrow.names, table.schema_arrow.types) if pa.types.is_large_string(t)
+                ]
+                caption = choose_column(texts, self.options.caption_column, CAPTION_NAMES, "caption")
+                number = 0
+                for batch in table.iter_batches(self.ROWS, columns=[image, caption]):
+                    for data, text in zip(batch[image], batch[caption]):
+                        yield picture_record(f"{self.stem}/{number}", data.as_py(), clean(text.as_py()))
+                        number += 1
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{self.entry.path} is damaged or no parquet file: copy it again.") from error
+
+
+def picture_record(id: str, image: object, caption: str) -> Record:
+    """A record of bytes, or of Hugging Face's dictionary of bytes and path."""
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes):
+        return Record(id, problem="has no picture file in it")
+    if len(data) > MAX_BYTES:
+        return Record(id, problem=TOO_LARGE)
+    return Record(id, caption, data=data) if caption else Record(id, problem=NO_CAPTION)
+
+
+def only_addresses(where: str) -> UserError:
+    """What to say of a source that holds the addresses of pictures only."""
+    return UserError(
+        f"{where} holds web addresses, not pictures: download them with img2dataset (--output_format webdataset) "
+        "and ingest the folder that it writes."
+    )
+
+
+def _image_column(schema, options: Options, where: str) -> str:
+    import pyarrow as pa
+
+    def holds_files(kind) -> bool:
+        if pa.types.is_struct(kind):
+            return any(child.name == "bytes" for child in kind)
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    names = [name for name, kind in zip(schema.names, schema.types) if holds_files(kind)]
+    lower = {name.lower() for name in schema.names}
+    if not names and lower & set(URL_NAMES):
+        raise only_addresses(where)
+    if not names:
+        raise UserError(f"{where} has no column of picture files: its columns are {', '.join(schema.names)}.")
+    if options.image_column is None and len(names) == 1:
+        return names[0]
+    return choose_column(names, options.image_column, IMAGE_NAMES, "image")

@@ -1,0 +1,138 @@
+"""Sources of a store: a folder of captioned pictures, webdataset shards, parquet files, a Hugging Face dataset.
+
+In: an address.  Out: parts, each of them a share of the source that one worker reads from beginning to end; `records()`
+yields its pictures in order.  Parts are small and can be sent to other machines.  Nothing is decoded here, and nothing
+that the source says is trusted: what cannot be used comes as a record with a problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from bat_ui.errors import UserError
+from bat_ui.pictures import MAX_BYTES, SUFFIXES
+from bat_ui.store.hub import hub_parts, is_hub_name
+from bat_ui.store.place import Entry, Place
+from bat_ui.store.records import (
+    CAPTION_NAMES,
+    MAX_CAPTION,
+    NO_CAPTION,
+    TOO_LARGE,
+    Options,
+    Record,
+    choose_column,
+    clean,
+)
+from bat_ui.store.shards import ParquetPart, ShardPart
+
+FILE_NAMES = ("file_name", "filename", "file", "image", "path", "image_path")
+FILES_PER_PART = 1000
+
+
+@dataclass(frozen=True)
+class FilesPart:
+    """Some of the picture files below a folder; captions are those of metadata files, the others lie beside the pictures."""
+
+    folder: Place
+    name: str
+    entries: tuple[Entry, ...]
+    captions: dict[str, str] = field(hash=False)
+    beside: frozenset[str]  # pictures with a NAME.txt
+
+    @property
+    def key(self) -> str:
+        """Differs if files come, go or change."""
+        listing = [(entry.path, entry.size, entry.changed) for entry in self.entries]
+        return hashlib.sha256(json.dumps([self.name, listing]).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(entry.size for entry in self.entries)
+
+    def records(self) -> Iterator[Record]:
+        """Pictures are not read here but where they are decoded."""
+        for entry in self.entries:
+            id, caption = f"{self.name}/{entry.path}", self.captions.get(entry.path, "")
+            if not caption and entry.path in self.beside:
+                text = self.folder / str(PurePosixPath(entry.path).with_suffix(".txt"))
+                caption = clean(text.read_bytes(4 * MAX_CAPTION).decode("utf-8", "replace"))
+            if entry.size > MAX_BYTES:
+                yield Record(id, problem=TOO_LARGE)
+            elif not caption:
+                yield Record(id, problem=NO_CAPTION)
+            else:
+                yield Record(id, caption, uri=(self.folder / entry.path).uri)
+
+
+def find_parts(source: str, options: Options) -> Sequence:
+    """The parts of a source, in order.  Raises UserError if there is nothing there that can be read."""
+    place = Place.of(source)
+    if not place.is_folder() and not place.is_file():
+        if is_hub_name(source):
+            return hub_parts(source, options)
+        raise UserError(f"There is no folder, file or data set '{source}': give one that is there.")
+    if place.is_file():
+        folder, entries = Place(place.uri.rsplit("/", 1)[0]), [place.entry()]
+    else:
+        folder, entries = place, place.entries()
+    shards = [entry for entry in entries if entry.suffix == ".tar"]
+    if shards:
+        return [ShardPart(folder, entry, options) for entry in shards]
+    tables = [entry for entry in entries if entry.suffix == ".parquet"]
+    if tables:
+        return [ParquetPart(folder, entry, options) for entry in tables]
+    if place.is_file():
+        raise UserError(f"{place.name} is neither a .tar nor a .parquet file: give one of these or a folder of pictures.")
+    return _files_parts(folder, entries, options)
+
+
+def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> list[FilesPart]:
+    pictures = [entry for entry in entries if entry.suffix in SUFFIXES]
+    if not pictures:
+        raise UserError(f"There is no picture in '{folder.uri}': give a folder of JPEG, PNG or WebP files.")
+    captions: dict[str, str] = {}
+    for entry in entries:
+        if entry.suffix == ".csv" or PurePosixPath(entry.path).name == "metadata.jsonl":
+            captions |= _metadata(folder, entry, options)
+    texts = {entry.path[:-4] for entry in entries if entry.suffix == ".txt"}
+    parts = []
+    for start in range(0, len(pictures), FILES_PER_PART):
+        chunk = tuple(pictures[start : start + FILES_PER_PART])
+        own = {entry.path: captions[entry.path] for entry in chunk if entry.path in captions}
+        beside = frozenset(e.path for e in chunk if str(PurePosixPath(e.path).with_suffix("")) in texts)
+        parts.append(FilesPart(folder, options.name, chunk, own, beside))
+    return parts
+
+
+def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
+    """Captions by picture path, from a file with one line a picture, whose paths are relative to the file's folder."""
+    text = (folder / entry.path).read_text()
+    if entry.suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(text)))
+    else:
+        try:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise UserError(f"{entry.path} has a line that is no JSON: correct it or remove the file.") from error
+        rows = [row for row in rows if isinstance(row, dict)]
+    if not rows:
+        return {}
+    columns = [name for name in rows[0] if isinstance(name, str)]
+    if entry.suffix == ".csv" and not set(FILE_NAMES) & {name.lower() for name in columns}:
+        return {}  # a table about something else
+    file = choose_column(columns, None, FILE_NAMES, "image")
+    caption = choose_column(columns, options.caption_column, CAPTION_NAMES, "caption")
+    above = entry.path.rpartition("/")[0]
+    found = {}
+    for row in rows:
+        name = re.sub(r"^(\./)+", "", str(row.get(file) or "").replace("\\", "/"))
+        found[f"{above}/{name}" if above else name] = clean(row.get(caption))
+    return found

@@ -1,0 +1,58 @@
+"""The same calls work on a folder and on an object store, whose part a local S3 server plays."""
+
+import pytest
+
+from bat_ui.errors import UserError
+from bat_ui.store.ingest import ingest
+from bat_ui.store.place import Place
+from bat_ui.store.table import Store
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The address of an empty bucket."""
+    server_module = pytest.importorskip("moto.server")
+    import boto3
+
+    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_a_source_and_a_store_may_both_lie_in_an_object_store(bucket, photos, picture, real_clip):
+    from pyarrow import fs
+
+    files, root = fs.FileSystem.from_uri(f"{bucket}/pictures")
+    for path in photos(4).iterdir():
+        with files.open_output_stream(f"{root}/{path.name}") as stream:
+            stream.write(path.read_bytes())
+    first = ingest(f"{bucket}/pictures", f"{bucket}/stores/one", real_clip)
+    second = ingest(f"{bucket}/pictures", f"{bucket}/stores/one", real_clip)
+    store = Store.open(f"{bucket}/stores/one")
+    assert (first.added, second.added, second.known) == (4, 0, 4)
+    assert store.captions == tuple(f"a photo of {n}" for n in range(4))
+    assert [image.tobytes() for image in store.pictures(store.ids)] == [picture(n).tobytes() for n in range(4)]
+
+
+def test_a_place_lists_its_files_without_hidden_ones(tmp_path):
+    for path in ("b.txt", "sub/a.txt", "sub/.hidden", ".git/x"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("four")
+    assert [(entry.path, entry.size) for entry in Place.of(tmp_path).entries()] == [("b.txt", 4), ("sub/a.txt", 4)]
+
+
+def test_an_address_that_nothing_can_read_is_refused():
+    with pytest.raises(UserError, match="ftp"):
+        Place.of("ftp://host/folder")

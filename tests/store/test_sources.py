@@ -1,0 +1,220 @@
+"""Each kind of source gives the pictures and captions that were put into it by other means than ours."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bat_ui.errors import UserError
+from bat_ui.store import sources
+from bat_ui.store.ingest import ingest
+from bat_ui.store.place import Place
+from bat_ui.store.records import Options, clean
+from bat_ui.store.sources import find_parts
+from bat_ui.store.table import Store
+
+
+def png(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read(source, **options) -> dict:
+    """Records by id without the source's name: (caption, bytes) or the problem."""
+    found = {}
+    for part in find_parts(str(source), Options("s", **options)):
+        for record in part.records():
+            data = record.data if record.uri is None else Place(record.uri).read_bytes(10**9)
+            found[record.id.removeprefix("s/")] = record.problem or (record.caption, data)
+    return found
+
+
+def shard(path, samples: dict[str, dict[str, bytes]]) -> None:
+    """As img2dataset writes them: KEY.jpg, KEY.txt, KEY.json in turn."""
+    with tarfile.open(path, "w") as archive:
+        for key, files in samples.items():
+            for suffix, data in files.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for path in ("a.png", "sub/b.png", "sub/.hidden.png"):
+        picture(len(path)).save(tmp_path / "in" / path)
+    return tmp_path / "in"
+
+
+def captions(found: dict) -> dict:
+    return {key: value if isinstance(value, str) else value[0] for key, value in found.items()}
+
+
+def test_text_files_beside_the_pictures(folder):
+    (folder / "a.txt").write_text("  a cat\n on a mat \n")
+    (folder / "sub" / "b.txt").write_text("a dog")
+    assert read(folder)["a.png"] == ("a cat on a mat", (folder / "a.png").read_bytes())
+    assert captions(read(folder)) == {"a.png": "a cat on a mat", "sub/b.png": "a dog"}
+
+
+@pytest.mark.parametrize("caption", ["text", "caption"])
+def test_metadata_jsonl_has_paths_relative_to_itself(folder, caption):
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "./a.png", caption: "a cat"}) + "\n\n")
+    (folder / "sub" / "metadata.jsonl").write_text(json.dumps({"file_name": "b.png", caption: "a dog"}))
+    assert captions(read(folder)) == {"a.png": "a cat", "sub/b.png": "a dog"}
+
+
+def test_csv_with_its_columns_found_or_named(folder):
+    (folder / "list.csv").write_text('\ufeffFile_Name,caption,other\na.png,"a cat, asleep",x\nsub/b.png,a dog,y\n')
+    (folder / "figures.csv").write_text("year,sum\n2020,1\n")
+    assert captions(read(folder)) == {"a.png": "a cat, asleep", "sub/b.png": "a dog"}
+    assert captions(read(folder, caption_column="other")) == {"a.png": "x", "sub/b.png": "y"}
+    with pytest.raises(UserError, match="'nothing'.*caption, other"):
+        read(folder, caption_column="nothing")
+
+
+def test_metadata_that_is_no_json_is_refused(folder):
+    (folder / "metadata.jsonl").write_text("{")
+    with pytest.raises(UserError, match="metadata.jsonl has a line that is no JSON"):
+        read(folder)
+
+
+def test_a_picture_without_caption_is_a_problem(folder):
+    assert captions(read(folder)) == {"a.png": "has no caption", "sub/b.png": "has no caption"}
+
+
+def test_a_file_over_the_limit_is_not_read(folder, monkeypatch):
+    (folder / "a.txt").write_text("a cat")
+    monkeypatch.setattr(sources, "MAX_BYTES", 10)
+    assert "larger" in read(folder)["a.png"]
+
+
+def test_shards_of_img2dataset(tmp_path, picture):
+    images = [png(picture(n)) for n in range(3)]
+    (tmp_path / "in").mkdir()
+    shard(
+        tmp_path / "in" / "00000.tar",
+        {
+            "000000000": {"jpg": images[0], "json": b'{"caption": "from json"}', "txt": b"a cat"},
+            "000000001": {"json": b'{"caption": "a dog"}', "jpg": images[1]},
+            "000000002": {"json": b'{"caption": "lost"}'},
+            "000000003": {"webp": images[2]},
+        },
+    )
+    (tmp_path / "in" / "00000.parquet").write_bytes(b"img2dataset's table of what it has loaded")
+    assert read(tmp_path / "in") == {
+        "00000/000000000": ("a cat", images[0]),
+        "00000/000000001": ("a dog", images[1]),
+        "00000/000000002": "has no JPEG, PNG or WebP picture",
+        "00000/000000003": "has no caption",
+    }
+    assert read(tmp_path / "in", caption_column="caption")["00000/000000000"][0] == "from json"
+
+
+def test_a_shard_that_is_cut_short_gives_what_it_has_and_says_so(tmp_path, picture):
+    images = [png(picture(n)) for n in range(3)]
+    shard(tmp_path / "a.tar", {str(n): {"txt": b"a cat", "png": image} for n, image in enumerate(images)})
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[: data.index(images[2][:50]) + 100])
+    found = read(tmp_path / "a.tar")
+    assert found["a/0"] == ("a cat", images[0]) and found["a/1"] == ("a cat", images[1])
+    assert "cut short" in found["a"]
+
+
+def test_links_in_a_shard_are_not_followed(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link = tarfile.TarInfo("x.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert read(tmp_path / "a.tar") == {}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_with_pictures_as_bytes_or_in_hugging_faces_struct(tmp_path, picture, nested):
+    images = [png(picture(n)) for n in range(2)] + [None]
+    column = [{"bytes": i, "path": "x.png"} for i in images] if nested else images
+    pq.write_table(pa.table({"image": column, "text": ["a cat", "a dog", "none"]}), tmp_path / "p.parquet")
+    found = read(tmp_path / "p.parquet")
+    assert found["p/0"] == ("a cat", images[0]) and found["p/1"] == ("a dog", images[1])
+    assert found["p/2"] == "has no picture file in it"
+
+
+def test_parquet_of_addresses_is_refused_with_the_way_to_go(tmp_path):
+    pq.write_table(pa.table({"URL": ["http://x/y.jpg"], "TEXT": ["a cat"]}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="img2dataset"):
+        read(tmp_path / "p.parquet")
+
+
+def test_parquet_columns_can_be_named_and_must_be_there(tmp_path, picture):
+    data = png(picture(0))
+    table = pa.table({"left": [data], "right": [data[:-1]], "words": ["a cat"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read(tmp_path / "p.parquet", image_column="right", caption_column="words")["p/0"][1] == data[:-1]
+    with pytest.raises(UserError, match="--image-column"):
+        read(tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="--caption-column"):
+        read(tmp_path / "p.parquet", image_column="left")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "no folder, file or data set"),
+        (lambda path: path.mkdir(), "no picture"),
+        (lambda path: path.write_text("x"), "neither a .tar nor a .parquet"),
+    ],
+)
+def test_what_is_no_source_is_refused(tmp_path, make, says):
+    make(tmp_path / "it")
+    with pytest.raises(UserError, match=says):
+        find_parts(str(tmp_path / "it"), Options("s"))
+
+
+def test_a_damaged_parquet_is_refused(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match="damaged"):
+        read(tmp_path)
+
+
+def test_captions_become_one_printable_line():
+    assert clean(" a\tcat\n\x1b[31m red ") == "a cat [31m red"
+    assert clean(None) == clean(3) == "" and len(clean("x" * 9999)) == 2000
+
+
+def test_shards_go_into_a_store(tmp_path, picture, real_clip):
+    shard(tmp_path / "a.tar", {str(n): {"txt": f"no {n}".encode(), "png": png(picture(n))} for n in range(3)})
+    report = ingest(str(tmp_path / "a.tar"), tmp_path / "store", real_clip)
+    store = Store.open(tmp_path / "store")
+    assert report.added == 3 and store.ids == ("a/a/0", "a/a/1", "a/a/2") and store.captions[2] == "no 2"
+    with pytest.raises(UserError, match="--link"):
+        ingest(str(tmp_path / "a.tar"), tmp_path / "store", real_clip, link=True)
+
+
+def test_a_streamed_dataset_gives_its_pictures(tmp_path, picture):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [picture(n) for n in range(3)], "text": [f"no {n}" for n in range(3)]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "set" / "train.parquet"))
+    from bat_ui.store.hub import hub_parts
+
+    (part,) = hub_parts(str(tmp_path / "set"), Options("s"))
+    found = list(part.records())
+    assert [record.caption for record in found] == rows["text"]
+    assert [record.data for record in found] == [png(image) for image in rows["image"]]
+
+
+def test_without_connection_a_dataset_is_refused_in_one_sentence(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match="go online"):
+        find_parts("someone/pictures", Options("s"))
