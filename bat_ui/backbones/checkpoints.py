@@ -1,0 +1,197 @@
+"""Checkpoint files: what kind of model a folder or file holds, and the pipeline in it; never unpickled, never fetched.
+
+In: a diffusers folder, or one .safetensors file with Stability's original key names.  Out: a diffusers pipeline and its
+family.  A file is looked through by its header before a weight is read, so that a wrong one is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTokenizer
+
+from bat_ui.errors import UserError
+from bat_ui.pictures import shown_name
+from bat_ui.settings import PREDICTIONS
+
+CONFIGS = Path(__file__).parent / "configs"  # of single files, one diffusers folder without weights for each family
+PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+MODEL_FILES = (".safetensors", *PICKLED)
+UNET = "model.diffusion_model."
+FIRST_CONVOLUTION = UNET + "input_blocks.0.0.weight"
+PIPELINES = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
+ENCODERS = {  # of each family's single files: the beginning of a key that no other family has
+    "sdxl": "conditioner.embedders.1.model.",
+    "sd21": "cond_stage_model.model.",
+    "sd15": "cond_stage_model.transformer.",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a checkpoint is: its family (sd15, sd21, sdxl) and what its UNet predicts."""
+
+    family: str
+    prediction: str
+
+
+def load_pipeline(source: Path, dtype: torch.dtype, prediction: str | None = None):
+    """The pipeline in a diffusers folder or .safetensors file, on the CPU, and its family.
+
+    `prediction` overrides what the checkpoint says of itself.  Raises UserError for whatever is no complete
+    Stable Diffusion 1.5, 2.1 or XL.
+    """
+    if prediction not in (None, *PREDICTIONS):
+        raise UserError(f'There is no prediction type "{prediction}": choose {" or ".join(PREDICTIONS)}.')
+    with quiet():
+        pipeline, found = (_from_folder if source.is_dir() else _from_file)(source, dtype)
+        predicted = prediction or found.prediction
+        if predicted not in PREDICTIONS:
+            raise UserError(f'{shown_name(source)} predicts "{predicted}": only {" and ".join(PREDICTIONS)} are supported.')
+        if pipeline.scheduler.config.prediction_type != predicted:
+            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=predicted)
+    return pipeline, found.family
+
+
+def check_suffix(source: Path) -> None:
+    """Raises UserError for a kind of file that can hold code, or that is none of ours."""
+    name = shown_name(source)
+    if source.suffix.lower() in PICKLED:
+        raise UserError(f"{name} is a pickle file, which can run code when it is opened: use its .safetensors version.")
+    if source.suffix.lower() != ".safetensors":
+        raise UserError(f"{name} is no model: give a diffusers folder or a .safetensors file.")
+
+
+def recognise(source: Path) -> Found:
+    """What the .safetensors file `source` holds, by its header alone.  Raises UserError if it is no backbone."""
+    name = shown_name(source)
+    try:
+        with safe_open(source, "pt") as file:
+            keys, metadata = set(file.keys()), file.metadata() or {}
+            channels = file.get_slice(FIRST_CONVOLUTION).get_shape()[1] if FIRST_CONVOLUTION in keys else None
+    except (SafetensorError, OSError) as problem:
+        raise UserError(f"{name} cannot be read as a .safetensors file: download it again.") from problem
+    if any("lora_" in key or ".hada_" in key or "lokr_" in key for key in keys):
+        raise UserError(f"{name} is a LoRA, which is added to a backbone: give the backbone that it was trained for.")
+    if any(key.startswith(("control_model.", "controlnet_")) for key in keys):
+        raise UserError(f"{name} is a ControlNet, not a backbone: give a Stable Diffusion 1.5, 2.1 or XL checkpoint.")
+    if channels is None:
+        raise UserError(f"{name} is no Stable Diffusion 1.5, 2.1 or XL checkpoint: other models are not supported.")
+    if channels != 4:
+        kind = {9: "an inpainting model", 8: "a picture-editing model", 5: "a depth model"}.get(channels, "a special model")
+        raise UserError(f"{name} is {kind}, whose UNet takes {channels} channels: give the plain text-to-image version.")
+    family = next((f for f, start in ENCODERS.items() if any(key.startswith(start) for key in keys)), None)
+    if family is None:
+        if any(key.startswith("conditioner.embedders.0.model.") for key in keys):
+            raise UserError(f"{name} is the SDXL refiner: give the SDXL base checkpoint.")
+        raise UserError(f"{name} has no text encoder that is known: give the full checkpoint, not the UNet alone.")
+    if not any(key.startswith("first_stage_model.") for key in keys):
+        raise UserError(f"{name} has no autoencoder: give the full checkpoint, not the UNet alone.")
+    return Found(family, _prediction(family, source.stem.lower(), keys, metadata))
+
+
+def _prediction(family: str, stem: str, keys: set[str], metadata: dict[str, str]) -> str:
+    """What a single file's UNet predicts.  Nothing in the weights tells; so its metadata, its marker, its name do."""
+    said = metadata.get("modelspec.prediction_type", "")
+    if said:
+        return {"v": "v_prediction"}.get(said, said)
+    if "v_pred" in keys:  # the marker that SDXL checkpoints with v prediction carry
+        return "v_prediction"
+    if family == "sd21":
+        return "epsilon" if "base" in stem or "512" in stem else "v_prediction"
+    return "epsilon"
+
+
+def _from_file(source: Path, dtype: torch.dtype):
+    check_suffix(source)
+    found = recognise(source)
+    xl = found.family == "sdxl"
+    # The first tokenizer of SD 1.5 and SDXL pads with its end token, those of the OpenCLIP encoders with "!".
+    parts = {"tokenizer": clip_tokenizer("!" if found.family == "sd21" else "<|endoftext|>")}
+    if xl:
+        parts["tokenizer_2"] = clip_tokenizer("!")
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None}
+    kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    try:
+        pipeline = kind.from_single_file(
+            str(source), config=str(CONFIGS / found.family), dtype=dtype, local_files_only=True, **parts
+        )
+    except (ValueError, KeyError, RuntimeError, OSError) as problem:
+        said = " ".join(str(problem).split())[:200]
+        raise UserError(f"{shown_name(source)} is not a complete {found.family} checkpoint: {said}") from problem
+    if found.family == "sd21" and found.prediction == "epsilon":
+        pipeline.unet.register_to_config(sample_size=64)  # the 512 pixel version, otherwise the same
+    return pipeline, found
+
+
+def _from_folder(source: Path, dtype: torch.dtype):
+    name = shown_name(source)
+    try:
+        index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+        kind = PIPELINES[index["_class_name"]]
+    except FileNotFoundError as problem:
+        raise UserError(f"{name} has no model_index.json: give a diffusers folder or a .safetensors file.") from problem
+    except (ValueError, KeyError, TypeError) as problem:
+        raise UserError(f"{name} is no plain Stable Diffusion 1.5, 2.1 or XL: other models are not supported.") from problem
+    weights = list((source / "unet").glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{name} has no .safetensors weights in unet: pickled ones are not opened, since they can run code.")
+    options = {"variant": "fp16"} if all(".fp16." in path.name for path in weights) else {}
+    if kind is StableDiffusionPipeline:
+        options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    try:
+        pipeline = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, local_files_only=True, **options)
+    except (ValueError, KeyError, RuntimeError, OSError, TypeError, SafetensorError) as problem:
+        said = " ".join(str(problem).split())[:200]
+        raise UserError(f"{name} is not a complete diffusers folder: {said}") from problem
+    if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
+        raise UserError(f"{name} is an inpainting or editing model: give the plain text-to-image version of it.")
+    if kind is StableDiffusionXLPipeline:
+        if pipeline.text_encoder is None:
+            raise UserError(f"{name} is the SDXL refiner: give the SDXL base model.")
+        family = "sdxl"
+    else:
+        family = "sd21" if pipeline.unet.config.use_linear_projection else "sd15"
+    return pipeline, Found(family, pipeline.scheduler.config.prediction_type)
+
+
+def clip_tokenizer(pad: str) -> CLIPTokenizer:
+    """The tokenizer of every CLIP text encoder, out of the word list in the open_clip package."""
+    import open_clip
+
+    with gzip.open(Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
+    words = letters + [letter + "</w>" for letter in letters] + ["".join(merge) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer({word: i for i, word in enumerate(words)}, merges, pad_token=pad, model_max_length=77)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No loading bars, and no warnings about parts that are left out or of another class than usual."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        yield
+    finally:
+        for library, level, bar in zip(libraries, levels, bars):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()

@@ -1,0 +1,78 @@
+"""Export: a trained adapter as other tools load it, with a model card, and the selection as a training set of theirs.
+
+In: a project, for adapters its backbone, too.  Out: a folder, and what was checked by reading it back (`Check`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.errors import UserError
+from bat_ui.export.card import write_card
+from bat_ui.export.dataset import write_custom_diffusion, write_imagefolder, write_kohya_dataset
+from bat_ui.export.lora import Check, write_diffusers, write_kohya
+from bat_ui.files import write_json, write_zip
+from bat_ui.project import Project
+from bat_ui.settings import ADAPTERS, DATASETS, EXPORTS
+
+__all__ = ["Check", "export", "packed"]
+
+MARKER = ".export"  # tells an earlier export, which may be replaced, from other files
+TEXTS = (".json", ".jsonl", ".toml", ".txt")
+
+
+def export(
+    project: Project, format: str, out: Path | None = None, load: Callable[[], Backbone] | None = None
+) -> tuple[Path, list[Check]]:
+    """Write the project in one of EXPORTS to `out` (default: PROJECT/exports/FORMAT) and check that it can be read back.
+
+    `load` gives the backbone, which only ADAPTERS need.  An earlier export there is replaced.  Raises UserError for an
+    unknown format, a folder with other things in it, or a project that has not got so far.
+    """
+    if format not in EXPORTS:
+        raise UserError(f'There is no export format "{format}": choose one of {", ".join(EXPORTS)}.')
+    out = out or project.exports / format
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise UserError(f"{out.name} has other files in it: give an empty folder or a new one.")
+    if format in ADAPTERS and project.adapter is None:
+        raise UserError("There is no trained adapter yet: run the training first.")
+    if format in ADAPTERS:
+        backbone = load()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARKER).write_text(format + "\n", encoding="utf-8")
+    if format in DATASETS:
+        write = dict(zip(DATASETS, (write_kohya_dataset, write_custom_diffusion, write_imagefolder)))[format]
+        return out, write(project, out)
+    checks = (write_diffusers if format == "diffusers" else write_kohya)(project, backbone, out)
+    write_card(project, backbone, out)
+    return out, checks
+
+
+def packed(folder: Path, checks: list[Check]) -> Path:
+    """An export as FOLDER.zip for another machine, and what was checked as FOLDER.json, both beside it.
+
+    Lists in it name their files relative to the unpacked folder, where the training is then to be started.
+    """
+    here = folder.resolve()
+    spellings = (here.as_uri(), json.dumps(str(here), ensure_ascii=False)[1:-1], str(here))
+    contents: dict[str, Path | str] = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == MARKER:
+            continue
+        content = path
+        if path.suffix in TEXTS:
+            content = path.read_text(encoding="utf-8")
+            for spelling in spellings:
+                content = content.replace(spelling + "/", "")
+        contents[str(path.relative_to(folder))] = content
+    found, target = [asdict(check) for check in checks], folder.with_suffix(".zip")
+    target.unlink(missing_ok=True)
+    write_json(folder.with_suffix(".json"), found)
+    write_zip(target, contents)
+    return target

@@ -1,0 +1,157 @@
+"""Weights from the hub: what would be fetched, consent, and problems in one sentence.  The hub is a stand-in."""
+
+import sys
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from bat_ui.backbones import hub, load_backbone, needed_downloads
+from bat_ui.cli import main
+from bat_ui.errors import UserError
+from tests.tiny_models import copy_folder
+
+SD15 = {  # as the official repository has them, with sizes made up
+    "README.md": 1,
+    "v1-5-pruned.ckpt": 7_000,
+    "v1-5-pruned.safetensors": 7_000,
+    "model_index.json": 1,
+    "feature_extractor/preprocessor_config.json": 1,
+    "safety_checker/model.safetensors": 1_000,
+    "scheduler/scheduler_config.json": 1,
+    "text_encoder/config.json": 1,
+    "text_encoder/model.safetensors": 400,
+    "text_encoder/model.fp16.safetensors": 200,
+    "text_encoder/pytorch_model.bin": 400,
+    "tokenizer/merges.txt": 1,
+    "tokenizer/vocab.json": 1,
+    "unet/config.json": 1,
+    "unet/diffusion_pytorch_model.bin": 3_000,
+    "unet/diffusion_pytorch_model.safetensors": 3_000,
+    "unet/diffusion_pytorch_model.fp16.safetensors": 1_500,
+    "unet/diffusion_pytorch_model.non_ema.safetensors": 3_000,
+    "vae/config.json": 1,
+    "vae/diffusion_pytorch_model.safetensors": 300,
+    "vae/diffusion_pytorch_model.fp16.safetensors": 150,
+}
+CLIP = {"open_clip_config.json": 1, "open_clip_model.safetensors": 600, "open_clip_pytorch_model.bin": 600}
+
+
+@pytest.fixture()
+def fetched(monkeypatch, photo_backbone_folders, tmp_path):
+    """A hub that has SD15 and its CLIP model, an empty cache, and the list of what was fetched."""
+    calls = []
+
+    def model_info(self, repository, files_metadata):
+        files = CLIP if "CLIP" in repository else SD15
+        return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=f, size=s) for f, s in files.items()])
+
+    def snapshot_download(repository, **options):
+        if options.get("local_files_only"):
+            if not calls:
+                raise errors.LocalEntryNotFoundError("nothing there")
+            return str(tmp_path / "snapshot")
+        calls.append((repository, options["revision"], options["allow_patterns"]))
+        if not (tmp_path / "snapshot").exists():
+            copy_folder(photo_backbone_folders["sd15"], tmp_path / "snapshot")
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    return calls
+
+
+def test_only_what_is_needed_is_fetched_in_half_precision():
+    files = hub.files_to_fetch(list(SD15))
+    weights = {file for file in files if file.endswith(".safetensors")}
+    assert weights == {
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    }
+    assert {"model_index.json", "tokenizer/vocab.json", "scheduler/scheduler_config.json", "unet/config.json"} <= set(files)
+    assert not any("safety" in f or f.endswith((".bin", ".ckpt")) for f in files)
+
+
+def test_a_repository_without_safetensors_is_refused():
+    with pytest.raises(UserError, match="no .safetensors"):
+        hub.files_to_fetch([file for file in SD15 if not file.endswith(".safetensors")])
+
+
+def test_the_size_is_known_before_anything_is_fetched(fetched):
+    backbone, clip = needed_downloads("sd15")
+    assert backbone.size == 200 + 1_500 + 150 + sum(size == 1 for f, size in SD15.items() if f in backbone.files)
+    assert backbone.repository == "stable-diffusion-v1-5/stable-diffusion-v1-5" and clip.size == 601
+    assert not fetched
+
+
+@pytest.mark.parametrize("name", ["sticker", "FOLDER", "FILE"])
+def test_what_is_local_needs_no_backbone_from_the_hub(name, fetched, photo_backbone_folders, tmp_path):
+    if name == "FILE":
+        (tmp_path / "model.safetensors").touch()
+    name = {"FOLDER": str(photo_backbone_folders["sd15"]), "FILE": str(tmp_path / "model.safetensors")}.get(name, name)
+    assert all("CLIP" in download.repository for download in needed_downloads(name))
+
+
+def test_hub_names_may_hold_dots_and_files_are_no_hub_names():
+    assert hub.is_repository("stabilityai/stable-diffusion-xl-base-1.0") and hub.is_repository("sdxl")
+    assert not any(hub.is_repository(n) for n in ("models/v1-5.safetensors", "models/x.ckpt", "nonsense", "../x", "a/b/c"))
+
+
+def arguments(folder, clip, *more):
+    return ["select", str(folder), "--class-noun=face", f"--out={folder}/out", "--rule=none", f"--clip={clip}", *more]
+
+
+def test_without_consent_nothing_is_fetched(fetched, subject_folder, tiny_clip_folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
+    assert main(arguments(subject_folder, tiny_clip_folder, "--backbone=sd15")) == 2
+    said = capsys.readouterr().err
+    assert "--download" in said and "GB" in said and not fetched
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: "no")
+    assert main(arguments(subject_folder, tiny_clip_folder, "--backbone=sd15")) == 2
+    assert "Nothing was fetched" in capsys.readouterr().err and not fetched
+
+
+@pytest.mark.parametrize("how", ["option", "answer"])
+def test_with_consent_it_is_fetched_once_and_used(how, fetched, subject_folder, tiny_clip_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: how == "answer"))
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    more = ["--backbone=sd15", *(["--download"] if how == "option" else [])]
+    assert main(arguments(subject_folder, tiny_clip_folder, *more)) == 0
+    assert [(repository, revision) for repository, revision, _ in fetched] == [(hub.REPOSITORIES["sd15"], "abc")]
+    assert needed_downloads("sd15", str(tiny_clip_folder)) == []
+
+
+def test_weights_that_are_not_there_are_not_fetched_by_loading(fetched):
+    with pytest.raises(UserError, match="--download"):
+        load_backbone("sd15")
+    assert not fetched
+
+
+def refused(kind):
+    return kind("no", response=SimpleNamespace(headers={}, request=None))
+
+
+PROBLEMS = {
+    "gated": (lambda: refused(errors.GatedRepoError), "accept its terms"),
+    "unknown": (lambda: refused(errors.RepositoryNotFoundError), "no model x/y"),
+    "offline": (lambda: errors.OfflineModeIsEnabled("offline"), "cannot be reached"),
+    "no network": (lambda: errors.HTTPError("no route"), "cannot be reached"),
+    "server": (lambda: refused(errors.HfHubHTTPError), "try again later"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problems_of_the_hub_are_one_sentence(name, fetched, monkeypatch):
+    problem, expected = PROBLEMS[name]
+
+    def fail(*_, **__):
+        raise problem()
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    with pytest.raises(UserError, match=expected) as refusal:
+        hub.needed_download("x/y")
+    assert "\n" not in str(refusal.value)
