@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bat_ui.backbones import load_backbone
+from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
 from bat_ui.evaluation.report import write_report
 from bat_ui.evaluation.rules import SKETCHED
@@ -26,7 +26,7 @@ QUICK |= {"prior_pictures": 16, "prior_draws": 2, "sample_steps": ()}
 QUICK_SELECTION = {"shortlist": 60, "surrogate_steps": 10, "draws": 2, "sketch_size": 256}
 
 
-def evaluate(args: Namespace, command: str) -> None:
+def evaluate(args: Namespace, command: str, load: Callable[[], Backbone]) -> None:
     """Run what is missing and write the report; a shard leaves the report to a later `--report`.
 
     Raises UserError for options that make no sense.
@@ -37,7 +37,7 @@ def evaluate(args: Namespace, command: str) -> None:
     if args.photos and not args.class_noun:
         raise UserError("Say with --class-noun what the photos show.")
     if not args.report:
-        backbone = load_backbone(args.backbone)
+        backbone = load()
         config, selection = config_of(backbone, settings), selection_of(settings)
         mine = [
             r

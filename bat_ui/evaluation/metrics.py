@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.seeds import step_generator
-from bat_ui.training.loop import Encoded
 
 ROWS = 128  # images x draws in one forward pass
 EVALUATION_SEED = 1_000_000  # far from any seed that trains or sketches
@@ -38,7 +38,7 @@ def denoising_loss(backbone: Backbone, images: Encoded, draws: Draws) -> Tensor:
     for start in range(0, len(losses), ROWS):
         rows = torch.arange(start, min(start + ROWS, len(losses)))
         image, draw = (rows // count).to(images.latents.device), (rows % count).to(timesteps.device)
-        prediction, target = backbone.predict(images.latents[image], images.states[image], timesteps[draw], noise[draw])
+        prediction, target = backbone.predict(images[image], timesteps[draw], noise[draw])
         losses[rows] = (prediction.float() - target.float()).square().mean((1, 2, 3)).cpu()
     return losses.view(len(images), count).mean(1)
 

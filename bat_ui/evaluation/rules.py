@@ -24,6 +24,7 @@ from bat_ui.albat.benefit import asymptotic_error, rank_by_benefit
 from bat_ui.albat.cross_fit import rank_by_score
 from bat_ui.albat.selection import Assessment, Sketches, assess, select
 from bat_ui.albat.validity import cluster
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import load_sketches, save_sketches
 from bat_ui.errors import UserError
@@ -35,7 +36,6 @@ from bat_ui.project import Progress
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
 from bat_ui.sketching import PICTURES_PER_GROUP, sketch_candidates, sketch_folds
 from bat_ui.store.table import Store
-from bat_ui.training.loop import Encoded
 
 # Each is a rule of albat/selection.py with its options; a new ablation is one line here.
 SKETCHED = {
@@ -46,10 +46,17 @@ SKETCHED = {
     "albat_without_benefit": ("without_benefit", {}),
     "albat_doubtful": ("albat", {"doubtful": True}),
     "albat_weighted": ("albat", {"weighted": True}),
+    "cross_fit_shared": ("cross_fit", {}),
     "cross_fit_doubtful": ("cross_fit", {"doubtful": True}),
     "cross_fit_weighted": ("cross_fit", {"weighted": True}),
+    "gradient_dot": ("gradient_dot", {}),
+    "gradient_dot_shared": ("gradient_dot", {}),
+    "truth_judges": ("cross_fit", {}),
+    "truth_dot": ("gradient_dot", {}),
 }
-FOLDED = ("gradient_cosine", "cross_fit", "cross_fit_doubtful", "cross_fit_weighted")  # these read the left-out judges
+SHARED = ("cross_fit_shared", "gradient_dot_shared")  # candidates sketched at the one surrogate of all subject pictures
+TRUE = ("truth_judges", "truth_dot")  # judged by the held-out members themselves: how far could better judges come?
+FOLDED = ("gradient_cosine", "cross_fit", "cross_fit_doubtful", "cross_fit_weighted", "gradient_dot", *SHARED)  # judged
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
 RULES = (
     "backbone",
@@ -96,7 +103,7 @@ class World:
     def images(self, ids: Sequence[str]) -> Encoded:
         """The encoded pictures of these ids."""
         rows = torch.tensor([self.place[i] for i in ids])
-        return Encoded(self.encoded.latents[rows], self.encoded.states[rows])
+        return self.encoded[rows]
 
 
 def encode_store(backbone: Backbone, store: Store, chunk: int = 256) -> Encoded:
@@ -105,8 +112,8 @@ def encode_store(backbone: Backbone, store: Store, chunk: int = 256) -> Encoded:
     for start in range(0, store.count, chunk):
         pictures = store.pictures(store.ids[start : start + chunk])
         captions = store.captions[start : start + chunk]
-        parts.append((backbone.encode_images(pictures), backbone.encode_captions(captions)))
-    return Encoded(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+        parts.append(backbone.encode(pictures, captions))
+    return Encoded.cat(parts)
 
 
 def ranked_ids(rule: str, world: World, case: Case, seed: int) -> list[str]:
@@ -133,8 +140,7 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
     if rule == "prior":
         count = 40 if number is None else number
         pictures, seconds = prior_pictures(world.backbone, case.class_prompt, count, seed, cache)
-        states = world.backbone.encode_captions([case.class_prompt]).expand(count, -1, -1)
-        return Chosen(Encoded(world.backbone.encode_images(pictures), states), (), seconds)
+        return Chosen(world.backbone.encode(pictures, [case.class_prompt] * count), (), seconds)
     if rule == "whole_store":
         return Chosen(world.encoded, world.store.ids, 0.0)
     if rule in FROM_STORE:
@@ -144,8 +150,15 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
         raise UserError(f'There is no rule "{rule}": choose from {", ".join(RULES + ABLATIONS)}.')
     name, options = SKETCHED[rule]
     folded = rule in FOLDED
-    sketches = pool.folded if folded else pool.candidates
-    found = select(sketches, pool.folded_assessment if folded else pool.assessment, name, number, seed=seed, **options)
+    if rule in TRUE:
+        sketches, assessment = pool.true, pool.true_assessment
+    elif rule in SHARED:
+        sketches, assessment = pool.shared, pool.shared_assessment
+    elif folded:
+        sketches, assessment = pool.folded, pool.folded_assessment
+    else:
+        sketches, assessment = pool.candidates, pool.assessment
+    found = select(sketches, assessment, name, number, seed=seed, **options)
     seconds = time.perf_counter() - started + pool.seconds["sketches"] + (pool.seconds["folds"] if folded else 0.0)
     if not found.chosen:
         return Chosen(None, (), seconds)
@@ -181,10 +194,12 @@ def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache
 class Pool:
     """Sketches of one case and seed, shared by all rules: the shortlist is the first `count` of `ids`, the rest are EXTRA.
 
-    `everything` holds the sketches of all of them, folds included if they were asked for.
+    `everything` holds the sketches of all of them, folds included if they were asked for; `truth` the held-out members'
+    `judges` and `judge_curvature`, empty where no truth is known.
     """
 
     everything: Sketches
+    truth: dict[str, Tensor]
     vectors: Tensor
     count: int
     seed: int
@@ -214,6 +229,26 @@ class Pool:
         return assess(self.candidates)
 
     @cached_property
+    def shared(self) -> Sketches:
+        """As `folded`, but the judges meet the candidates' gradients at the surrogate of all subject pictures."""
+        return replace(self.folded, fold_gradients=self.folded.gradients.expand(len(self.folded.judges), -1, -1))
+
+    @cached_property
+    def shared_assessment(self) -> Assessment:
+        return assess(self.shared)
+
+    @cached_property
+    def true(self) -> Sketches:
+        """The shortlist with the held-out members as judges, at the surrogate of all subject pictures."""
+        if not self.truth:
+            raise UserError("There is no truth to judge by: leave out the rules that begin with `truth`.")
+        return replace(self.candidates, **self.truth, fold_gradients=self.candidates.gradients[None])
+
+    @cached_property
+    def true_assessment(self) -> Assessment:
+        return assess(self.true)
+
+    @cached_property
     def folded_assessment(self) -> Assessment:
         return assess(self.folded)
 
@@ -240,14 +275,20 @@ def make_pool(
     ids = (*found.ids, *(i for i in extra if i not in set(found.ids)))
     vectors, images, subject = world.store.vectors_of(ids), world.images(ids), encode_subject(backbone, case.given)
     main, left_out, clock = folder / "sketches.safetensors", folder / "folds.safetensors", folder / "seconds.json"
+    judging = folder / "truth.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else {}
     # Pictures that only the prediction needs are no part of what a selection costs.
     share = len(found.ids) / len(ids)
     if not main.is_file():
         began = time.perf_counter()
-        sketches = sketch_candidates(backbone, ids, vectors, images, subject, settings, training, progress)
-        save_sketches(sketches, main)
+        judges = backbone.encode(case.truths, case.captions) if case.truths else None
+        sketches = sketch_candidates(backbone, ids, vectors, images, subject, settings, training, progress, judges)
+        with replacing(judging) as draft:
+            save_file(
+                {"judges": sketches.judges, "judge_curvature": sketches.judge_curvature} if judges is not None else {}, draft
+            )
+        save_sketches(_without_folds(sketches), main)
         seconds |= {"sketches": share * (time.perf_counter() - began)}
         write_json(clock, seconds)
     sketches = load_sketches(main)
@@ -261,7 +302,7 @@ def make_pool(
             write_json(clock, seconds)
         sketches = replace(sketches, **load_file(left_out))
     seconds = {"sketches": 0.0, "folds": 0.0} | seconds
-    return Pool(sketches, vectors, len(found.ids), seed, seconds)
+    return Pool(sketches, load_file(judging), vectors, len(found.ids), seed, seconds)
 
 
 def predict(pool: Pool, ids: Sequence[str], strength: float) -> dict[str, float | None]:

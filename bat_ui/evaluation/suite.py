@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
 from bat_ui.evaluation import metrics
@@ -46,7 +47,7 @@ from bat_ui.line import RANDOM_PART, encode_subject, open_store, silent
 from bat_ui.project import Progress
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
 from bat_ui.sketching import PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
-from bat_ui.training.loop import Encoded, new_optimizer, train
+from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
 PROMPTS, SAMPLES = 2, 4  # for diversity: samples of different seeds for each of so many prompts
@@ -194,11 +195,10 @@ class Bench:
         self.prior_draws = metrics.common_draws(self.backbone, settings.prior_draws)
         order = torch.randperm(world.store.count, generator=torch.Generator().manual_seed(metrics.EVALUATION_SEED))
         rows = order[: settings.prior_pictures]
-        self.prior = Encoded(world.encoded.latents[rows], world.encoded.states[rows])
+        self.prior = world.encoded[rows]
         self.truth = None
         if case.truths:
-            states = self.backbone.encode_captions(case.captions)
-            self.truth = Encoded(self.backbone.encode_images(case.truths), states)
+            self.truth = self.backbone.encode(case.truths, case.captions)
         self._pool: Pool | None = None
 
     def pool(self) -> Pool:
@@ -294,7 +294,7 @@ def generation_settings() -> GenerationSettings:
 
 def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
     """Digest of all that changes every rule's rows: the weights, the training and the measuring."""
-    apart = ("steps", "strength", "seed", "checkpoint_every")  # these are in the key, or change nothing
+    apart = ("steps", "strength", "seed", "checkpoint_every", "text_encoder")  # these are in the key, or change nothing
     training = {k: v for k, v in asdict(settings.training).items() if k not in apart}
     measured = [settings.given, settings.loss_draws, settings.prior_pictures, settings.prior_draws]
     return _digest([training, measured, backbone_digest(backbone), backbone.clip.digest])
@@ -302,7 +302,7 @@ def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
 
 def selection_of(settings: EvaluationSettings) -> str:
     """Digest of what changes the rules of sketches alone."""
-    selection = {k: v for k, v in asdict(settings.selection).items() if k not in ("rule", "num_backbone", "seed")}
+    selection = {k: v for k, v in asdict(settings.selection).items() if k not in ("rule", "num_backbone", "seed", "store")}
     training = settings.training
     fixed = [RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP]
     return _digest([selection, training.rank, training.learning_rate, training.batch_size, settings.given, fixed])

@@ -7,7 +7,6 @@ from PIL import Image
 
 from bat_ui.backbones import load_backbone
 from bat_ui.evaluation import metrics
-from bat_ui.training.loop import Encoded
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_loss_is_the_mean_over_all_draws_one_by_one(rows, backbone, monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", rows)
     pictures = [Image.new("RGB", (64, 64), color) for color in ("red", "blue", "white")]
-    images = Encoded(backbone.encode_images(pictures), backbone.encode_captions(["a dog", "a cat", "a flat cat"]))
+    images = backbone.encode(pictures, ["a dog", "a cat", "a flat cat"])
     draws = metrics.common_draws(backbone, 5)
     expected = torch.zeros(3)
     with torch.no_grad():
