@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: nothing is told to anybody
@@ -15,31 +16,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Personalize an image model from a few pictures, in the browser.")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        default=os.environ.pop("BAT_UI_AUTH", None),
+        help="ask for these; the variable BAT_UI_AUTH says the same and, unlike an option, is seen by nobody else",
+    )
+    parser.add_argument("--mcp", action="store_true", help="let AI assistants on this machine use the page's endpoints, too")
     parser.add_argument("--data", type=Path, help="folder for projects and stores (default: the user's data folder)")
     parser.add_argument("--backbone", default="sticker", help="the backbone to adapt (default: %(default)s)")
+    parser.add_argument(
+        "--ingest-root", type=Path, help="folder below which people may make stores of the server's pictures"
+    )
     args = parser.parse_args()
+    if problem := _unsafe(args.host, args.auth, args.mcp):
+        parser.error(problem)
     if args.data:
         os.environ["BAT_UI_DATA"] = str(args.data.resolve())  # for this process and its workers
-    serve(args.host, args.port, args.backbone)
+    if args.ingest_root:
+        os.environ["BAT_UI_INGEST_ROOT"] = str(args.ingest_root.resolve())
+    serve(args.host, args.port, args.backbone, args.auth, args.mcp)
 
 
-def serve(host: str, port: int, backbone: str) -> None:
+def serve(host: str, port: int, backbone: str, auth: str | None = None, mcp: bool = False) -> None:
     """Build the page and serve it; returns when the server is stopped."""
-    from bat_ui.project import projects_folder
+    from starlette.middleware import Middleware
+
+    from bat_ui import queue, registry
+    from bat_ui.project import data_folder, projects_folder
+    from bat_ui.web.guard import Guard, password_check
     from bat_ui.web.page import build_page
     from bat_ui.web.theme import CSS, make_theme
 
     projects_folder().mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(data_folder() / "uploads"))  # where Gradio keeps what browsers send
     if Path(backbone).is_dir():
         backbone = str(Path(backbone).resolve())
+    registry.purge()
+    queue.keep_going()
     threading.Thread(target=_warm_up, daemon=True).start()
-    build_page(backbone).launch(
+    page, heartbeat = build_page(backbone)
+    page.launch(
         server_name=host,
         server_port=port,
         theme=make_theme(),
         css_paths=CSS,
-        allowed_paths=[str(projects_folder())],  # the only files of this machine that a browser can ask for
+        auth=password_check(*auth.split(":", 1)) if auth else None,
+        app_kwargs={"middleware": [Middleware(Guard, local=not auth)], "routes": [heartbeat]},
+        allowed_paths=[str(projects_folder())],  # of these, Guard lets pictures and results through
         max_file_size="50mb",
+        mcp_server=mcp,
         share=False,
         strict_cors=True,
         enable_monitoring=False,
@@ -47,6 +73,21 @@ def serve(host: str, port: int, backbone: str) -> None:
         run_history=False,
         footer_links=["api"],
     )
+
+
+def _unsafe(host: str, auth: str | None, mcp: bool) -> str | None:
+    """What must not be served like this, and how it may be."""
+    from bat_ui.web.guard import is_loopback
+
+    if auth is not None and not all(auth.partition(":")):
+        return "--auth wants a name and a password: give USER:PASSWORD."
+    if not is_loopback(host) and auth is None:
+        return f"Anybody who reaches {host} could use the page: give --auth USER:PASSWORD, too."
+    if mcp and auth is not None:
+        return "--mcp asks nobody for a password: leave out --auth and --host, which keeps it to this machine."
+    if mcp and find_spec("mcp") is None:
+        return "--mcp needs one more package: pip install 'gradio[mcp]'."
+    return None
 
 
 def _warm_up() -> None:

@@ -1,4 +1,4 @@
-"""Step 2 of the page: find backbone pictures that help, look at them, drop and keep some by hand.
+"""Step 2 of the page: find backbone pictures that help, look at them, drop, keep and add some by hand.
 
 In: a project with a subject.  Out: its selection.json, by a worker; revised here, in a moment, from the saved sketches.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from dataclasses import replace
 
 import gradio as gr
 
+from bat_ui import queue
 from bat_ui.errors import UserError
 from bat_ui.project import Project
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.web import candidates, workers
-from bat_ui.web.binding import bound, remember, remembered, settings_from, shown
+from bat_ui.web import candidates
+from bat_ui.web.additions import build_additions
+from bat_ui.web.binding import bound, settings_from, shown
 from bat_ui.web.parts import (
+    TELL_WHICH_PICTURE,
     Updates,
     alert,
     answering,
@@ -24,13 +28,16 @@ from bat_ui.web.parts import (
     html,
     message_box,
     note,
+    once_a_second,
     opened,
     progress_bar,
     refusing,
     required,
     stop_button,
+    stop_verb,
 )
 from bat_ui.web.step import Shared, Step
+from bat_ui.web.stores import build_stores, chosen_store
 
 RULES = [
     ("ALBAT: those that agree with your subject and teach the most about it", "albat"),
@@ -38,15 +45,13 @@ RULES = [
     ("Random: any", "random"),
     ("None: your pictures alone", "none"),
 ]
-AT_ONCE = 60  # pictures shown before "Show more"
+VERSUS = [("nothing", ""), *((name, rule) for rule, name in candidates.RULE_NAMES.items() if rule != "none")]
+AT_ONCE = 60  # pictures shown before "Show all"
+ALL = 100_000
 
-# One listener for all cards: a click, or Enter or Space on a focused card, tells which picture it was.
-TELL_WHICH = """element.addEventListener('click', (event) => {
-    const card = event.target.closest('[data-id]');
-    if (!card) return;
-    card.setAttribute('aria-busy', 'true');
-    setTimeout(() => card.removeAttribute('aria-busy'), 8000);
-    trigger('click', {id: card.dataset.id});
+TELL_WHICH_PICTURE_GROUP = """element.addEventListener('click', (event) => {
+    const button = event.target.closest('[data-group]');
+    if (button) trigger('click', {group: Number(button.dataset.group), take: button.dataset.take === 'true'});
 });"""
 
 _revising = threading.Lock()  # a selection is read, revised and written by one event at a time
@@ -63,6 +68,7 @@ def build_backbone_step(shared: Shared) -> Step:
     number = gr.Slider(
         0, 200, step=1, label="How many", info="0 takes as many as the predicted-error curve suggests.", elem_id="number"
     )
+    store = build_stores(shared)
     with gr.Accordion("Advanced", open=False):
         with gr.Row():
             widgets = bound(
@@ -81,6 +87,7 @@ def build_backbone_step(shared: Shared) -> Step:
                         label="Sketch size", info="Numbers kept of each gradient.", minimum=1, precision=0
                     ),
                     "seed": gr.Number(label="Seed", info="Of everything random.", minimum=0, precision=0),
+                    "store": store.chosen,
                 },
             )
     with gr.Row():
@@ -93,66 +100,79 @@ def build_backbone_step(shared: Shared) -> Step:
         summary = html("", elem_id="backbone-summary")
         undo = gr.Button("Undo", interactive=False, elem_id="undo", size="sm", scale=0)
         go_on = gr.Button("Go on to training", variant="primary", elem_id="to-training", size="sm", scale=0)
-    cards = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="candidates")
-    more = gr.Button("Show more", visible=False, elem_id="show-more")
+    with gr.Row(visible=False, elem_id="compare-tools") as comparing:
+        versus = gr.Dropdown(
+            VERSUS, value="", label="Compare with what another rule would choose", elem_id="versus", min_width=240
+        )
+        use_rule = gr.Button("Take its choice instead", visible=False, elem_id="use-rule", size="sm", scale=0)
+    compared = html("", elem_id="compared")
     with gr.Accordion("Groups and their verdicts", open=False, visible=False) as details:
-        groups = html("", elem_id="groups")
-    seen, order, limit, undone = gr.State(""), gr.State([]), gr.State(AT_ONCE), gr.State([])
-    own = [find, stop, panel, summary, curve, tools, undo, cards, more, details, groups, seen, order]
+        groups = gr.HTML("", js_on_load=TELL_WHICH_PICTURE_GROUP, apply_default_css=False, elem_id="groups")
+    cards = gr.HTML("", js_on_load=TELL_WHICH_PICTURE, apply_default_css=False, elem_id="candidates", render=False)
+    more = gr.Button("Show all", visible=False, elem_id="show-more", render=False)
+    further = gr.Accordion("Add pictures by hand", open=False, visible=False, elem_id="additions")
+    order, limit = gr.State([]), gr.State(AT_ONCE)
+    view = [id, order, limit, versus]
+    own = [find, stop, panel, summary, curve, tools, undo, comparing, use_rule, compared, cards, more, details, groups]
+    own += [further, order]
 
-    def follow(project: Project | None, known: list[str], count: int, can_undo: bool) -> Updates:
-        """All but the settings; the cards stay where they are for as long as they are the same pictures."""
-        now = _seen(project)  # before anything is read, so that a change meanwhile is noticed at the next tick
-        status = project.status("select") if project else {"state": "absent"}
-        running = status["state"] == "running"
-        choice = None if running else _choice(project)
-        if choice and sorted(known) != sorted(c.id for c in choice.candidates):
-            known = [c.id for c in choice.candidates]
-            if choice.rule == "albat":
+    def follow(project: Project | None, known: list[str], count: int, rule: str) -> Updates:
+        """All but the settings; the cards stay where they are, those of added pictures come first."""
+        status = queue.status(project, "select") if project else {"state": "absent"}
+        busy = status["state"] in ("waiting", "running")
+        choice = None if status["state"] == "running" else _choice(project)
+        if choice and set(known) != {c.id for c in choice.candidates}:
+            known = _order(choice, known)
+            if choice.groups:
                 threading.Thread(target=_judge, args=(project,), daemon=True).start()  # before the first click needs it
         listed = choice is not None and bool(choice.candidates)
+        other = _other(project, choice, rule) if listed and rule else None
         return {
-            find: gr.update(interactive=not running),
-            stop: stop_button(project, "select"),
+            find: gr.update(interactive=not busy),
+            stop: stop_button(status),
             panel: _panel(project, status, choice),
             summary: candidates.summary(choice) if choice else "",
             curve: candidates.curve(choice) if choice else "",
             tools: gr.update(visible=choice is not None),
-            undo: gr.update(interactive=can_undo, visible=listed),
-            cards: candidates.cards(project, choice, known[:count]) if listed else "",
-            more: gr.update(visible=listed and len(known) > count),
+            undo: gr.update(interactive=listed and _can_undo(project), visible=listed),
+            comparing: gr.update(visible=listed and bool(choice.comparable)),
+            use_rule: gr.update(visible=other is not None and other.rule != choice.rule),
+            compared: _compared(project, choice, other, rule) if listed and rule else "",
+            cards: candidates.cards(project, choice, known[:count], other) if listed else "",
+            more: gr.update(visible=listed and len(known) > count, value=f"Show all {len(known)}"),
             details: gr.update(visible=listed and bool(choice.groups)),
             groups: candidates.groups(project, choice) if listed and choice.groups else "",
-            seen: now,
+            further: gr.update(visible=choice is not None),
             order: known if listed else [],
         }
 
     def show(project: Project | None) -> Updates:
-        updates = {**follow(project, [], AT_ONCE, False), limit: AT_ONCE, undone: [], message: ""}
+        updates = {**follow(project, [], AT_ONCE, ""), limit: AT_ONCE, versus: "", message: ""}
         return {**shown(project, SelectionSettings, widgets), **updates}
 
-    def tick(project_id: str, before: str, known: list, count: int, past: list) -> Updates:
-        project = opened(project_id)
-        if _seen(project) == before:
-            return gr.skip()
-        return follow(project, known, count, bool(past))
+    def draw_again(project_id: str, known: list, count: int, rule: str) -> Updates:
+        return follow(opened(project_id), known, count, rule)
 
     def start(project_id: str, **values) -> Updates:
+        """Look for backbone pictures that help, in the queue; `project_status` says how far it is, under `search`."""
         project = required(project_id)
         if not project.subject_marker.is_file():
             raise UserError("Finish step 1 first: press “Use these pictures” there.")
         settings = settings_from(SelectionSettings, values)
-        remember(project, settings)
-        parts = [remembered(project, TrainingSettings), settings]
-        workers.start(project, "select", [f"--backbone={shared.backbone}", *workers.options(parts)])
-        return {**follow(project, [], AT_ONCE, False), limit: AT_ONCE, undone: []}
+        settings = replace(settings, store=chosen_store(settings.store))
+        parts = [project.remembered(TrainingSettings), settings]
+        queue.add(project, "select", [f"--backbone={shared.backbone}", *queue.options(parts)])
+        project.remember(settings)
+        return {**follow(project, [], AT_ONCE, ""), limit: AT_ONCE, versus: ""}
 
     def halt(project_id: str) -> Updates:
+        """Stop looking for backbone pictures; an earlier choice stays."""
         project = required(project_id)
-        workers.stop(project, "select")
-        return {stop: stop_button(project, "select")}
+        stop_verb(project, "select")
+        return {stop: stop_button(queue.status(project, "select"))}
 
-    def revised(project_id: str, known: list, count: int, past: list, how) -> Updates:
+    def revised(project_id: str, known: list, count: int, rule: str, how, whole: bool = False) -> Updates:
+        from bat_ui import history
         from bat_ui.choice import Choice  # here and below, since it takes seconds to import
 
         project = required(project_id)
@@ -162,69 +182,163 @@ def build_backbone_step(shared: Shared) -> Step:
             before = Choice.load(project.choice)
             after = how(before, project.sketches)
             if after != before:
+                history.keep(project, before, whole)
                 after.save(project.choice)
-                past = [*past, (before.dropped, before.kept, before.num_backbone)]
-        return {**follow(project, known, count, bool(past)), undone: past}
+        return follow(project, known, count, rule)
 
-    def toggle_card(project_id: str, known: list, count: int, past: list, event: gr.EventData) -> Updates:
+    def toggle_card(project_id: str, known: list, count: int, rule: str, event: gr.EventData) -> Updates:
         from bat_ui.choice import toggle
 
-        return revised(project_id, known, count, past, lambda choice, sketches: toggle(choice, event.id, sketches))
+        return revised(project_id, known, count, rule, lambda choice, sketches: toggle(choice, event.id, sketches))
 
-    def undo_last(project_id: str, known: list, count: int, past: list) -> Updates:
-        from bat_ui.choice import revise
+    def click_group(project_id: str, known: list, count: int, rule: str, event: gr.EventData) -> Updates:
+        return revised(project_id, known, count, rule, _group_marker(event.group, event.take))
 
-        if not past:
-            return {}
-        dropped, kept, m = past[-1]
+    def compare(project_id: str, known: list, count: int, rule: str) -> Updates:
+        return follow(required(project_id), known, count, rule)
 
-        def back(choice, sketches):
-            return revise(choice, sketches, dropped=dropped, kept=kept, num_backbone=m)
+    def take_rule(project_id: str, known: list, count: int, rule: str) -> Updates:
+        return {**revised(project_id, known, count, "", _ruler(rule), whole=True), versus: ""}
 
-        updates = revised(project_id, known, count, past, back)
-        return {**updates, undone: past[:-1], undo: gr.update(interactive=len(past) > 1)}
+    def undo_last(project_id: str, known: list, count: int, rule: str) -> Updates:
+        _undo(required(project_id))
+        return follow(required(project_id), known, count, rule)
 
-    def set_number(project_id: str, wanted: int | None, known: list, count: int, past: list) -> Updates:
-        from bat_ui.choice import revise
-
+    def set_number(project_id: str, wanted: int | None, known: list, count: int, rule: str) -> Updates:
         project = opened(project_id)
-        if project is None or _choice(project) is None or not _choice(project).candidates:
+        if project is None or _choice(project) is None or not _choice(project).looked_at:
             return {}
+        return revised(project_id, known, count, rule, _resizer(wanted))
 
-        def resize(choice, sketches):
-            return revise(choice, sketches, dropped=choice.dropped, kept=choice.kept, num_backbone=wanted or None)
-
-        return revised(project_id, known, count, past, resize)
-
-    def show_more(project_id: str, known: list, count: int, past: list) -> Updates:
-        project = required(project_id)
-        return {**follow(project, known, count + AT_ONCE, bool(past)), limit: count + AT_ONCE}
+    def show_all(project_id: str, known: list, rule: str) -> Updates:
+        return {**follow(required(project_id), known, ALL, rule), limit: ALL}
 
     def toggle_picture(project: str, picture: str) -> list[str]:
         """Take a backbone picture, by its id, or drop it; returns the ids of all that are taken then."""
         from bat_ui.choice import Choice, toggle
 
         with refusing():
-            revised(project, [], AT_ONCE, [], lambda choice, sketches: toggle(choice, picture, sketches))
+            revised(project, [], 0, "", lambda choice, sketches: toggle(choice, picture, sketches))
             return [c.id for c in Choice.load(required(project).choice).chosen]
 
-    view = [id, order, limit, undone]
+    def toggle_group(project: str, group: int, take: bool) -> list[str]:
+        """Take all backbone pictures of a group, or drop them; returns the ids of all that are taken then."""
+        with refusing():
+            revised(project, [], 0, "", _group_marker(group, take))
+            return [c.id for c in _choice(required(project)).chosen]
+
+    def choose_number(project: str, number: int = 0) -> list[str]:
+        """Take that many backbone pictures, 0 for as many as the predicted-error curve suggests, beside those that were kept
+        by hand; returns the ids of all that are taken then."""
+        with refusing():
+            if number < 0:
+                raise UserError("Fewer than none cannot be taken: give 0 or more.")
+            revised(project, [], 0, "", _resizer(number))
+            return [c.id for c in _choice(required(project)).chosen]
+
+    def compare_rules(project: str) -> list[dict]:
+        """What each rule would choose from the same candidates, as many as are taken now, with its predicted error."""
+        from bat_ui.choice import Choice, predicted_error
+
+        with refusing():
+            found, rows = required(project), []
+            choice = Choice.load(found.choice)
+            for rule in choice.comparable:
+                ids = [c.id for c in _other(found, choice, rule).looked_at if c.chosen]
+                rows.append({"rule": rule, "taken": ids, "predicted_error": predicted_error(choice, ids, found.sketches)})
+        return rows
+
+    def use_rule_endpoint(project: str, rule: str) -> list[str]:
+        """Make the choice what another rule would choose from the same candidates; returns the ids that are taken then."""
+        with refusing():
+            revised(project, [], 0, "", _ruler(rule), whole=True)
+            return [c.id for c in _choice(required(project)).chosen]
+
+    def undo_picture(project: str) -> list[str]:
+        """Take the last change by hand back; returns the ids of all pictures that are taken then."""
+        from bat_ui.choice import Choice
+
+        with refusing():
+            _undo(required(project))
+            return [c.id for c in Choice.load(required(project).choice).chosen]
+
+    with further:
+        build_additions(shared, view, own, revised)
+    cards.render()
+    more.render()
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.timer.tick(tick, [id, seen, order, limit, undone], own, queue=False, **private)
+    shared.heartbeat.follow(_seen, [id], draw_again, view, own)
     find.click(
-        answering(message, start), id, [message, limit, undone, *own], inputs_kwargs=widgets, api_name="find_pictures"
+        answering(message, start), id, [message, limit, versus, *own], inputs_kwargs=widgets, api_name="find_pictures"
     )
     stop.click(answering(message, halt), id, [message, stop], api_name="stop_finding")
     cards.click(
-        answering(message, toggle_card), view, [message, undone, *own],
+        answering(message, toggle_card), view, [message, *own],
         trigger_mode="multiple", concurrency_limit=1, **private,
     )  # fmt: skip
-    gr.api(toggle_picture, api_name="toggle_picture")
-    undo.click(answering(message, undo_last), view, [message, undone, *own], **private)
-    number.release(answering(message, set_number), [id, number, order, limit, undone], [message, undone, *own], **private)
-    more.click(answering(message, show_more), view, [message, limit, *own], **private)
+    groups.click(answering(message, click_group), view, [message, *own], concurrency_limit=1, **private)
+    versus.input(answering(message, compare), view, [message, *own], **private)
+    use_rule.click(answering(message, take_rule), view, [message, versus, *own], **private)
+    for endpoint in (toggle_picture, toggle_group, choose_number, undo_picture, compare_rules):
+        gr.api(endpoint, api_name=endpoint.__name__)
+    gr.api(use_rule_endpoint, api_name="use_rule")
+    undo.click(answering(message, undo_last), view, [message, *own], **private)
+    number.release(answering(message, set_number), [id, number, *view[1:]], [message, *own], **private)
+    more.click(answering(message, show_all), [id, order, versus], [message, limit, *own], **private)
     go_on.click(lambda: gr.Tabs(selected=3), None, shared.tabs, **private)
-    return Step(show, [message, limit, undone, *widgets.values(), *own])
+
+    def show_step(project: Project | None) -> Updates:
+        return {**show(project), **store.show(project)}
+
+    return Step(show_step, [message, limit, versus, *widgets.values(), *own, *store.components])
+
+
+def _order(choice, known: list[str]) -> list[str]:
+    """All candidates' ids: in the order in which they lie on the page, added ones before them; else as they are ranked."""
+    ids = [c.id for c in choice.candidates]
+    kept = [id for id in known if id in set(ids)]
+    if len(kept) < len(known) // 2 or not kept:  # another selection
+        kept = [c.id for c in choice.looked_at]
+    return [id for id in ids if id not in set(kept)] + kept
+
+
+def _group_marker(group: int, take: bool):
+    from bat_ui.choice import mark_group
+
+    return lambda choice, sketches: mark_group(choice, group, take, sketches)
+
+
+def _resizer(number: int | None):
+    from bat_ui.choice import revise
+
+    return lambda choice, sketches: revise(
+        choice, sketches, dropped=choice.dropped, kept=choice.kept, num_backbone=number or None
+    )
+
+
+def _ruler(rule: str):
+    from bat_ui.choice import by_rule
+
+    return lambda choice, sketches: by_rule(choice, rule, sketches)
+
+
+def _other(project: Project, choice, rule: str):
+    """What another rule would choose; None if it cannot tell from this choice."""
+    from bat_ui.choice import by_rule
+
+    return by_rule(choice, rule, project.sketches) if rule in choice.comparable else None
+
+
+def _compared(project: Project, choice, other, rule: str) -> str:
+    from bat_ui.choice import predicted_error
+
+    if other is None:
+        name = candidates.RULE_NAMES.get(rule, rule)
+        return note(
+            f"What “{name}” would choose is not known: find helpful pictures by ALBAT once, then all can be compared."
+        )
+    taken = ([c.id for c in one.looked_at if c.chosen] for one in (choice, other))
+    return candidates.comparison(choice, other, tuple(predicted_error(choice, ids, project.sketches) for ids in taken))
 
 
 def _judge(project: Project) -> None:
@@ -232,6 +346,19 @@ def _judge(project: Project) -> None:
 
     with suppress(UserError):
         judge(project.sketches)
+
+
+def _can_undo(project: Project) -> bool:
+    from bat_ui import history
+
+    return history.can_undo(project)
+
+
+def _undo(project: Project) -> None:
+    from bat_ui import history
+
+    with _revising:
+        history.undo(project)
 
 
 def _choice(project: Project | None):
@@ -242,20 +369,19 @@ def _choice(project: Project | None):
     return Choice.load(project.choice)
 
 
-def _seen(project: Project | None) -> str:
+@once_a_second
+def _seen(project_id: str) -> str:
+    project = opened(project_id)
     if project is None:
         return ""
-    return (
-        fingerprint(project, project.subject_marker, project.status_file("select"), project.choice)
-        + (
-            project.status("select")["state"]  # a worker that dies writes nothing
-        )
-    )
+    status = queue.status(project, "select")  # a worker that dies writes nothing, and the queue moves on
+    files = (project.subject_marker, project.status_file("select"), project.stop_file("select"), project.choice)
+    return fingerprint(project, *files) + f"{status['state']}{status.get('place', '')}"
 
 
 def _panel(project: Project | None, status: dict, choice) -> str:
     """What is going on, or what to do."""
-    if status["state"] == "running":
+    if status["state"] in ("waiting", "running"):
         return progress_bar(status)
     if status["state"] == "failed":
         return alert(status.get("message") or "The search failed.")

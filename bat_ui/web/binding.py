@@ -14,8 +14,7 @@ import gradio as gr
 from gradio.components import Component
 
 from bat_ui.errors import UserError
-from bat_ui.files import read_json, write_json
-from bat_ui.project import Project
+from bat_ui.project import Run
 
 Settings = TypeVar("Settings")
 Widgets = dict[str, Component]
@@ -39,26 +38,12 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     return kind(**{field.name: _value(field, values[field.name]) for field in fields(kind)})
 
 
-def remember(project: Project, *parts: object) -> None:
-    """Keep settings with the project, so that any page that opens it shows them."""
-    saved = read_json(_file(project)) or {}
-    write_json(_file(project), saved | {type(part).__name__: asdict(part) for part in parts})
-
-
-def remembered(project: Project | None, kind: type[Settings]) -> Settings:
-    """The project's settings of that kind, its defaults where there are none."""
-    saved = (read_json(_file(project)) or {}).get(kind.__name__, {}) if project else {}
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in saved.items() if name in names})
-
-
-def shown(project: Project | None, kind: type, widgets: Widgets) -> dict[Component, Any]:
-    """Updates that make the widgets show the project's settings."""
-    return {widgets[name]: gr.update(value=_shown(v)) for name, v in asdict(remembered(project, kind)).items()}
-
-
-def _file(project: Project):
-    return project.folder / "settings.json"
+def shown(project: Run | None, kind: type, widgets: Widgets) -> dict[Component, Any]:
+    """Updates that make the widgets show the settings of a project or run."""
+    return {
+        widgets[name]: gr.update(value=_shown(v))
+        for name, v in asdict(project.remembered(kind) if project else kind()).items()
+    }
 
 
 def _shown(value: Any) -> Any:

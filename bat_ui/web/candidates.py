@@ -6,6 +6,8 @@ a rule does not compute is not shown.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,25 @@ VERDICTS = {
     "harmful": "pulls away from your subject",
     "too small to judge": "too few alike to judge",
 }
+RULE_NAMES = {
+    "albat": "ALBAT",
+    "without_validity": "ALBAT without asking whether they agree",
+    "without_benefit": "ALBAT without asking what they teach",
+    "nearest": "Nearest",
+    "random": "Random",
+    "none": "None",
+}
+ORIGINS = {"added": "added by you", "own": "your own picture"}
+SYMBOLS = """<details class="symbols"><summary>The symbols behind these words</summary>
+<p>A picture's <b>kind</b> is its group <i>j</i> by k-means in CLIP space. Its <b>disagreement</b> is λ<sub>j</sub>δ: the
+variance λ<sub>j</sub> by which the group's best adapter differs from your subject's, beside the variance 1/δ of an adapter
+that knows nothing, estimated by maximum marginal likelihood of the group's summed gradient
+G<sub>j</sub> ~ N(0, σ²[H<sub>j</sub> + H<sub>j</sub>(C + λ<sub>j</sub>I)H<sub>j</sub>]). <b>Evidence</b> is the likelihood
+ratio of the best λ<sub>j</sub> against 0 (Proposition 1).</p>
+<p>The <b>predicted error</b> of a set S is ρ(S; Q) = tr(Q M<sub>S</sub>) with
+M<sub>S</sub> = (C<sup>−1</sup> + Σ<sub>S</sub> H<sub>c</sub>/σ²)<sup>−1</sup>, as a part of ρ(∅; Q); pictures are added one
+by one, each the one that lowers it most beside those before it. The <b>bend</b> is where the curve lies furthest below its
+chord (Proposition 2).</p></details>"""
 
 
 def summary(choice: Choice) -> str:
@@ -30,15 +51,23 @@ def summary(choice: Choice) -> str:
     if not total:
         return "<p>No backbone pictures: training will see your pictures alone.</p>"
     words = f'<b id="taken">{taken} of {total} taken</b>'
+    added = sum(c.unchecked for c in choice.chosen)
+    looked_at = taken - added
     by_hand = len(choice.dropped) + len(choice.kept)
     if by_hand:
         words += f", {by_hand} changed by hand"
     if not taken:
         words += ": none was found that is sure to agree with your subject. Take some by hand, or train without."
-    elif taken < len(choice.errors):
-        words += f": the predicted error falls to {choice.errors[taken] / choice.errors[0]:.0%} of what it is without any."
+    elif looked_at and looked_at < len(choice.errors):
+        error = choice.errors[looked_at] / choice.errors[0]
+        words += f": the predicted error falls to {error:.0%} of what it is without any."
     else:
         words += "."
+    if added:
+        words += (
+            f" <span id='unchecked'>{added} added by you {'are' if added > 1 else 'is'} not checked and not counted in "
+            "the prediction; “Find helpful pictures” by ALBAT checks them, too.</span>"
+        )
     return f"<p>{words}</p><p>Click a picture to drop or take it. Pictures stay where they are; ranks follow.</p>"
 
 
@@ -47,72 +76,132 @@ def curve(choice: Choice) -> str:
     if len(choice.errors) < 2:
         return ""
     points = list(enumerate(float(e) for e in choice.errors))
-    taken = min(len(choice.chosen), len(points) - 1)
+    taken = min(sum(c.chosen for c in choice.looked_at), len(points) - 1)
     marks = [Mark(taken, points[taken][1], f"{taken} taken")]
-    if choice.knee is not None and choice.knee != taken and choice.knee < len(points):
+    said = f"The predicted error falls from 1 without backbone pictures to {points[taken][1]:.2f} with {taken}."
+    bends = choice.knee is not None and 0 < choice.knee < len(points)
+    if bends and choice.knee == taken:
+        marks = [Mark(taken, points[taken][1], f"{taken} taken, at the bend")]
+    elif bends:
         marks.insert(0, Mark(choice.knee, points[choice.knee][1], f"bend at {choice.knee}", "bend"))
-    return line_chart(
+    chart = line_chart(
         [Series("", points, "line")],
         x_label="backbone pictures",
         y_label="Predicted error, 1 = without backbone pictures",
-        description=f"The predicted error falls from 1 without backbone pictures to {points[taken][1]:.2f} with {taken}.",
+        description=said,
         marks=marks,
     )
+    best = min(points, key=lambda p: p[1])
+    tells = f"The curve says how much is left to go wrong with so many pictures: lowest with {best[0]} ({best[1]:.2f})."
+    if bends:
+        tells += f" Up to the bend at {choice.knee} each picture teaches a lot; those after it repeat what is known."
+    return f"{chart}<p class='facts'>{tells}</p>{SYMBOLS}"
 
 
-def cards(project: Project, choice: Choice, ids: list[str]) -> str:
-    """The candidates with these ids as buttons that are pressed where a picture is taken."""
+def cards(project: Project, choice: Choice, ids: list[str], other: Choice | None = None) -> str:
+    """The candidates with these ids as buttons that are pressed where a picture is taken, with marks of what `other`,
+    the choice of another rule, takes or drops."""
     by_id = {c.id: c for c in choice.candidates}
-    buttons = "".join(_card(project, choice, by_id[id]) for id in ids)
+    theirs = None if other is None else {c.id for c in other.chosen}
+    buttons = "".join(_card(project, choice, by_id[id], _mark(by_id[id], other, theirs)) for id in ids)
     return f'<div class="grid" role="group" aria-label="Backbone pictures">{buttons}</div>'
 
 
-def _card(project: Project, choice: Choice, c: Candidate) -> str:
-    facts = []
-    if c.similarity is not None:
-        facts.append(f"CLIP similarity {c.similarity:.2f}")
-    if c.verdict:
-        facts.append(VERDICTS.get(c.verdict, c.verdict))
-    if c.gain is not None and choice.errors:
-        facts.append(f"lowers the predicted error by {_percent(c.gain)}")
-    hand = "kept by hand" if c.id in choice.kept else "dropped by hand" if c.id in choice.dropped else ""
-    picture = project.candidate_picture(c.id)
-    source = escape(address(picture)) if picture.is_file() else ""
+def _card(project: Project, choice: Choice, c: Candidate, mark: str) -> str:
+    facts = [] if c.similarity is None else [f"CLIP similarity {c.similarity:.2f}"]
+    facts.append(choice.reason(c))
+    picture, small = project.candidate_picture(c.id), project.candidate_thumbnail(c.id)
+    shown = small if small.is_file() else picture
+    source = escape(address(shown)) if shown.is_file() else ""
+    rank = f"#{c.rank}" if c.rank else "–"
+    label = f'<span class="origin">{ORIGINS[c.origin]}</span>' if c.origin in ORIGINS else ""
     return (
-        f'<button type="button" class="pick {escape((c.verdict or "").split(" ")[0])}" data-id="{escape(c.id)}" '
+        f'<button type="button" class="pick {escape((c.verdict or c.origin).split(" ")[0])}" data-id="{escape(c.id)}" '
         f'aria-pressed="{str(c.chosen).lower()}">'
-        f'<img src="{source}" alt="" loading="lazy" width="96" height="96">'
-        f'<span class="rank">{f"#{c.rank}" if c.rank else "–"}</span><span class="tick" aria-hidden="true">✓</span>'
-        f"<b>{escape(c.caption)}</b>" + "".join(f"<span>{escape(fact)}</span>" for fact in facts)
-        + (f"<i>{hand}</i>" if hand else "") + "</button>"
-    )  # fmt: skip
+        f'<img src="{source}" alt="" loading="lazy" decoding="async" width="96" height="96">'
+        f'<span class="rank">{rank}</span><span class="tick" aria-hidden="true">✓</span>'
+        f"<b>{escape(c.caption)}</b>"
+        + "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+        + label
+        + mark
+        + "</button>"
+    )
+
+
+def _mark(c: Candidate, other: Choice | None, theirs: Collection[str] | None) -> str:
+    """What another rule does with a candidate, where it does something else."""
+    if other is None or c.unchecked or (c.id in theirs) == c.chosen:
+        return ""
+    verb = "would take it" if c.id in theirs else "would leave it out"
+    return f'<span class="versus">{RULE_NAMES[other.rule].split(" ")[0]} {verb}</span>'
+
+
+def comparison(choice: Choice, other: Choice, errors: tuple[float | None, float | None]) -> str:
+    """How a choice and that of another rule differ, with the predicted error of each."""
+    mine, theirs = ({c.id for c in one.looked_at if c.chosen} for one in (choice, other))
+    name, both = RULE_NAMES[other.rule], len(mine & theirs)
+    words = (
+        f"<b>{escape(name)}</b> would take {len(theirs)} of the same candidates: {both} that are taken now and "
+        f"{len(theirs - mine)} others."
+    )
+    if None not in errors:
+        words += (
+            f" The predicted error is {errors[0]:.0%} with the present pictures and {errors[1]:.0%} with those of this rule."
+        )
+    if other.rule == "random":
+        words += " Random draws among these candidates here; chosen above, it draws from the whole store."
+    return f'<div class="notice" role="status"><p>{words}</p></div>'
 
 
 def groups(project: Project, choice: Choice) -> str:
-    """A table of the groups: some of their pictures, the verdict, what it rests on."""
+    """A table of the groups: some of their pictures, the verdict, what it rests on, and a click for all of them."""
     rows = []
     for group in choice.groups:
         members = [c for c in choice.candidates if c.group == group["group"]]
         low, high = group["interval"]
+        taken, number = sum(c.chosen for c in members), group["group"]
         rows.append(
-            f"<tr><td>{''.join(_face(project, c) for c in members[:5])}</td><td>{_verdict(group['verdict'])}</td>"
-            f"<td>{sum(c.chosen for c in members)} of {group['size']}</td>"
-            f"<td>{group['disagreement']:.2f} <small>({low:.2f} to {high:.2f})</small></td></tr>"
+            f"<tr><td>{''.join(_face(project, c) for c in members[:5])}</td>"
+            f"<td><b>{_verdict(group['verdict'])}</b><br><small>{_evidence(group)}</small></td>"
+            f"<td>{taken} of {group['size']}</td>"
+            f"<td>{group['disagreement']:.2f} <small>({low:.2f} to {_number(high)})</small></td>"
+            f"<td>{_button(number, True, taken == len(members))}{_button(number, False, not taken)}</td></tr>"
         )
-    titles = "".join(f"<th>{title}</th>" for title in ("Group", "Verdict", "Taken", "Disagreement"))
+    titles = "".join(f"<th>{title}</th>" for title in ("Group", "Verdict", "Taken", "Disagreement", "All of it"))
     return (
         "<p>Pictures that look alike are judged together. Disagreement is 0 where a group pulls the adapter just where "
-        "your pictures do, and 1 where it is as far off as an adapter that knows nothing.</p>"
-        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        "your pictures do, and 1 where it is as far off as an adapter that knows nothing; in brackets, where it lies with "
+        "95% certainty.</p>"
+        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{SYMBOLS}'
     )
 
 
-def _percent(part: float) -> str:
-    return f"{part:.1%}" if part >= 0.0005 else "less than 0.1%"
+def _evidence(group: dict) -> str:
+    """What a verdict rests on, in a sentence."""
+    if group["verdict"] == "too small to judge":
+        return "With so few, even a strong pull elsewhere would not show."
+    ratio = math.exp(min(max(group["evidence"], 0.0), 20.0))
+    if ratio < 1.1:
+        return "Nothing in how it pulls the model speaks against it."
+    times = "over 1,000 times" if ratio > 1000 else f"{ratio:,.0f} times" if ratio >= 2 else f"{ratio:.1f} times"
+    return f"How it pulls the model is {times} likelier if it disagrees than if it agrees."
+
+
+def _button(group: int, take: bool, idle: bool) -> str:
+    verb = "Take" if take else "Drop"
+    return (
+        f'<button type="button" class="small" data-group="{group}" data-take="{str(take).lower()}"'
+        f'{" disabled" if idle else ""} aria-label="{verb} all of group {group + 1}">{verb} all</button>'
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else "over 100"
 
 
 def _face(project: Project, c: Candidate) -> str:
-    file = project.candidate_picture(c.id)
+    small = project.candidate_thumbnail(c.id)
+    file = small if small.is_file() else project.candidate_picture(c.id)
     if not file.is_file():
         return ""
     return f'<img src="{escape(address(file))}" alt="{escape(c.caption)}" loading="lazy" width="40" height="40">'

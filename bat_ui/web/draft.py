@@ -11,23 +11,37 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
 from bat_ui.cut_out import is_on_white
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, write_json
 from bat_ui.pictures import read_picture
 from bat_ui.project import Project
-from bat_ui.subject import MAX_PICTURES, Subject, prepare_subject, read_caption, unique_names
+from bat_ui.subject import (
+    CROPS,
+    MAX_PICTURES,
+    Box,
+    Subject,
+    filled,
+    prepare_subject,
+    read_caption,
+    square_box,
+    unique_names,
+)
 
 _changing = threading.RLock()  # a draft is read, changed and written by one event at a time
+_previewing = threading.Lock()  # browsers that open a project at the same moment draw its previews once
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One uploaded picture; an empty caption means the one that the class noun gives."""
+    """One uploaded picture; an empty caption means the one that the class noun gives; `crop` is one of CROPS."""
 
     name: str
     on_white: bool
     caption: str = ""
+    crop: str = "middle"
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class Draft:
     identifier: str = "sks"
     cut_out: bool | None = None
     used: bool = False
+    template: str = ""  # of captions; empty: the backbone's own
 
     @classmethod
     def load(cls, project: Project | None) -> Draft:
@@ -103,6 +118,24 @@ def set_captions(project: Project, captions: dict[str, str]) -> Draft:
         return change(project, pictures=tuple(replace(p, caption=captions.get(p.name, p.caption).strip()) for p in pictures))
 
 
+def set_crop(project: Project, name: str, crop: str) -> Draft:
+    """Choose which square of a picture is used.  Raises UserError for a crop that there is not."""
+    if crop not in CROPS:
+        raise UserError(f"There is no such part of a picture: choose one of {', '.join(CROPS)}.")
+    with _changing:
+        pictures = Draft.load(project).pictures
+        return change(project, pictures=tuple(replace(p, crop=crop) if p.name == name else p for p in pictures))
+
+
+def crop_of(project: Project, picture: Picture, cut_out: bool, square: bool = True) -> Box | None:
+    """The part of a picture that is used, None where there is nothing to choose: a square, a drawing, a cut-out."""
+    with Image.open(original(project, picture.name)) as image:
+        width, height = image.size
+    if cut_out or picture.on_white or not square or width == height:
+        return None
+    return square_box(width, height, picture.crop)
+
+
 def use_example(project: Project, folder: Path) -> None:
     """Make the draft an example subject: pictures with captions; the folder's last word is the class noun."""
     with _changing:
@@ -119,18 +152,21 @@ def wants_cut_out(draft: Draft) -> bool:
     return 2 * sum(p.on_white for p in draft.pictures) < len(draft.pictures)
 
 
-def preview(project: Project, name: str, cut_out: bool) -> Path:
+def preview(project: Project, picture: Picture, cut_out: bool, square: bool = True) -> Path:
     """The folder that holds a picture as a subject of its own: NAME.png is how the model will see it.  Made once."""
-    source, folder = original(project, name), project.folder / "previews" / f"{name}{'.cut-out' * cut_out}"
+    source, box = original(project, picture.name), crop_of(project, picture, cut_out, square)
+    kind = ".cut-out" * cut_out + f".{picture.crop}" * (box is not None) + ".whole" * (not square)
+    folder = project.folder / "previews" / f"{picture.name}{kind}"
     made = folder / "subject.json"
-    if not made.is_file() or made.stat().st_mtime_ns < source.stat().st_mtime_ns:
-        prepare_subject([source], "subject", cut_out=cut_out).save(folder)
+    with _previewing:
+        if not made.is_file() or made.stat().st_mtime_ns < source.stat().st_mtime_ns:
+            prepare_subject([source], "subject", cut_out=cut_out, crops=[box], square=square).save(folder)
     return folder
 
 
-def as_subject(project: Project, draft: Draft, template: str) -> Subject:
+def as_subject(project: Project, draft: Draft, template: str, square: bool = True) -> Subject:
     """The subject that the draft would make, from its previews."""
-    previews = [Subject.load(preview(project, p.name, wants_cut_out(draft))) for p in draft.pictures]
+    previews = [Subject.load(preview(project, p, wants_cut_out(draft), square)) for p in draft.pictures]
     return Subject(
         images=tuple(s.images[0] for s in previews),
         captions=tuple(p.caption or default_caption(draft, template) for p in draft.pictures),
@@ -138,12 +174,13 @@ def as_subject(project: Project, draft: Draft, template: str) -> Subject:
         class_noun=draft.class_noun,
         identifier=draft.identifier,
         cut_out=tuple(s.cut_out[0] for s in previews),
+        square=square,
     )
 
 
 def default_caption(draft: Draft, template: str) -> str:
-    """What a picture without a caption of its own is called."""
-    return template.format(identifier=draft.identifier, class_noun=draft.class_noun or "…")
+    """What a picture without a caption of its own is called; `template` is the backbone's."""
+    return filled(draft.template or template, draft.identifier, draft.class_noun or "…")
 
 
 def original(project: Project, name: str) -> Path:

@@ -1,22 +1,22 @@
 """Step 4 of the page: draw samples with and without the adapter, side by side, and take the results home.
 
-In: a project with an adapter.  Out: its samples, by a worker; the LoRA file and the samples to download.
+In: a project with a trained run.  Out: the run's samples, by a worker; the LoRA file and the samples to download.
 """
 
 from __future__ import annotations
 
-import zipfile
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 
+from bat_ui import queue, registry
+from bat_ui.adapters import used_step
 from bat_ui.errors import UserError
-from bat_ui.files import read_json
-from bat_ui.project import Project
+from bat_ui.files import read_json, write_zip
+from bat_ui.project import Project, Run
 from bat_ui.settings import GenerationSettings
-from bat_ui.web import workers
-from bat_ui.web.binding import bound, remember, settings_from, shown
+from bat_ui.web.binding import bound, settings_from, shown
 from bat_ui.web.parts import (
     Updates,
     address,
@@ -27,18 +27,26 @@ from bat_ui.web.parts import (
     html,
     message_box,
     note,
+    once_a_second,
     opened,
     progress_bar,
+    refusing,
     required,
+    run_among,
+    status_word,
     stop_button,
+    stop_verb,
 )
 from bat_ui.web.step import Shared, Step
+from bat_ui.web.words import run_name
 
 
 def build_generation_step(shared: Shared) -> Step:
     """Lay out the step and wire its events."""
     id = shared.project
     html("<h2>Draw</h2><p>Ask for your subject by its identifier, as the captions do. Each line is a prompt of its own.</p>")
+    chosen = gr.Dropdown([], label="Run", allow_custom_value=True, visible=False, elem_id="draw-run")
+    drawn_with = html("", elem_id="drawn-with")
     prompt = gr.Textbox(label="Prompts", lines=3, max_lines=8, elem_id="prompt")
     with gr.Row():
         number = gr.Slider(
@@ -73,40 +81,53 @@ def build_generation_step(shared: Shared) -> Step:
     with gr.Row(visible=False) as downloads:
         weights = gr.DownloadButton("Download the LoRA", elem_id="download-lora")
         archive = gr.DownloadButton("Download the samples", elem_id="download-samples")
-    seen = gr.State("")
-    own = [draw, stop, panel, samples, downloads, weights, archive, seen]
+    own = [drawn_with, draw, stop, panel, samples, downloads, weights, archive, chosen]
 
-    def follow(project: Project | None) -> Updates:
-        now = _seen(project)  # before anything is read, so that a change meanwhile is noticed at the next tick
-        status = project.status("generate") if project else {"state": "absent"}
-        running = status["state"] == "running"
-        adapter = project.adapter if project else None
-        packed = None if running else _archive(project)
+    def follow(project: Project | None, wanted: str | None) -> Updates:
+        """All but the settings; the run `wanted`, else the latest one that has an adapter, draws."""
+        run = _run(project, wanted)
+        status = queue.status(run, "generate") if run else {"state": "absent"}
+        active = status["state"] in ("waiting", "running")
+        adapter = run.adapter if run else None
+        packed = None if active else _archive(run)
+        trained = _trained(project)
         return {
-            draw: gr.update(interactive=not running),
-            stop: stop_button(project, "generate"),
-            panel: _panel(project, status, adapter),
-            samples: _pairs(project) if project else "",
+            drawn_with: _drawn_with(run),
+            draw: gr.update(interactive=not active),
+            stop: stop_button(status),
+            panel: _panel(run, status),
+            samples: _pairs(run) if run else "",
             downloads: gr.update(visible=adapter is not None),
             weights: gr.update(value=str(adapter) if adapter else None, visible=adapter is not None),
             archive: gr.update(value=str(packed) if packed else None, visible=packed is not None),
-            seen: now,
+            chosen: gr.update(
+                choices=[(run_name(each), each.folder.name) for each in reversed(trained)],
+                value=run.folder.name if run else None,
+                visible=len(trained) > 1,
+            ),
         }
 
     def show(project: Project | None) -> Updates:
         settings = shown(project, GenerationSettings, widgets)
-        return {**settings, **follow(project), prompt: _first_prompt(project), message: ""}
+        return {**settings, **follow(project, None), prompt: _first_prompt(project), message: ""}
 
-    def tick(project_id: str, before: str) -> Updates:
-        project = opened(project_id)
-        return gr.skip() if _seen(project) == before else follow(project)
+    def draw_again(project_id: str, wanted: str | None) -> Updates:
+        updates = follow(opened(project_id), wanted)
+        if wanted:
+            updates[chosen].pop("value")  # another run may have been chosen meanwhile
+        return updates
+
+    def look_at(project_id: str, wanted: str | None) -> Updates:
+        return follow(required(project_id), wanted)
 
     def fill(project_id: str, text: str) -> str:
         return text if text.strip() else _first_prompt(opened(project_id))
 
-    def start(project_id: str, prompts: str, **values) -> Updates:
+    def start(project_id: str, prompts: str, wanted: str | None, **values) -> Updates:
+        """Draw with a trained run, the latest if `wanted` names none; one prompt a line; `list_samples` says the files."""
         project = required(project_id)
-        if project.adapter is None:
+        run = project.run(wanted) if wanted else _run(project, None)
+        if run is None or run.adapter is None:
             raise UserError("There is no trained adapter yet: train it in step 3 first.")
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
@@ -115,28 +136,58 @@ def build_generation_step(shared: Shared) -> Step:
         if len(lines) > settings.num_images:
             raise UserError(f"{len(lines)} prompts need at least as many samples: raise the number of samples.")
         asked = [f"--prompt={line}" for line in lines]
-        workers.start(project, "generate", [f"--backbone={shared.backbone}", *workers.options([settings]), *asked])
-        remember(project, settings)
-        return follow(project)
+        queue.add(run, "generate", [f"--backbone={shared.backbone}", *queue.options([settings]), *asked])
+        project.remember(settings)
+        return follow(project, run.folder.name)
 
-    def halt(project_id: str) -> Updates:
+    def halt(project_id: str, wanted: str | None) -> Updates:
+        """Stop drawing."""
         project = required(project_id)
-        workers.stop(project, "generate")
-        return {stop: stop_button(project, "generate")}
+        run = _run(project, wanted)
+        if run is not None:
+            stop_verb(run, "generate")
+        return follow(project, wanted)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.timer.tick(tick, [id, seen], own, queue=False, **private)
+    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
     shared.tabs.change(fill, [id, prompt], prompt, **private)
-    draw.click(answering(message, start), [id, prompt], [message, *own], inputs_kwargs=widgets, api_name="generate")
-    stop.click(answering(message, halt), id, [message, stop], api_name="stop_generating")
+    chosen.input(answering(message, look_at), [id, chosen], [message, *own], **private)
+    draw.click(answering(message, start), [id, prompt, chosen], [message, *own], inputs_kwargs=widgets, api_name="generate")
+    stop.click(answering(message, halt), [id, chosen], [message, *own], api_name="stop_generating")
+    gr.api(list_samples, api_name="list_samples")
     return Step(show, [message, prompt, *widgets.values(), *own])
 
 
-def _seen(project: Project | None) -> str:
-    if project is None:
-        return ""
-    files = (project.status_file("generate"), project.stop_file("generate"), project.samples / "samples.json", project.lora)
-    return fingerprint(project, *files) + project.status("generate")["state"] + project.status("train")["state"]
+def list_samples(project: str, run: str = "") -> list[dict]:
+    """The samples of a run, the latest trained one if none is named: prompt, seed and the files with and without adapter."""
+    with refusing():
+        home = registry.find(project)
+        found = home.run(run) if run else _run(home, None)
+    rows = read_json(found.samples / "samples.json") if found else None
+    return [
+        {**row, "file": str(found.samples / row["file"]), "without": str(found.samples / "without" / row["file"])}
+        for row in rows or []
+    ]
+
+
+def _trained(project: Project | None) -> list[Run]:
+    return [run for run in project.runs if run.adapter is not None] if project else []
+
+
+def _run(project: Project | None, id: str | None) -> Run | None:
+    """The trained run with that id, else the latest one; None where there is none."""
+    return run_among(_trained(project), id)
+
+
+@once_a_second
+def _seen(project_id: str, wanted: str | None) -> str:
+    project = opened(project_id)
+    run = _run(project, wanted)
+    if project is None or run is None:
+        return project.folder.name if project else ""
+    status = queue.status(run, "generate")
+    files = (run.status_file("generate"), run.samples / "samples.json", run.lora)
+    return fingerprint(run, *files) + status_word(status) + str(len(_trained(project)))
 
 
 def _first_prompt(project: Project | None) -> str:
@@ -147,32 +198,41 @@ def _first_prompt(project: Project | None) -> str:
     return "\n".join(dict.fromkeys(captions[:4]))
 
 
-def _panel(project: Project | None, status: dict, adapter: Path | None) -> str:
-    if status["state"] == "running":
+def _drawn_with(run: Run | None) -> str:
+    """Which run draws, and as it was after which step."""
+    if run is None:
+        return ""
+    step = used_step(run)
+    after = "" if step is None else f", as it was after step {step:,} (another one can be put to use in step 5)"
+    return f'<p class="facts">Draws with {escape(run_name(run))}{after}.</p>'
+
+
+def _panel(run: Run | None, status: dict) -> str:
+    if status["state"] in ("waiting", "running"):
         return progress_bar(status)
     if status["state"] == "failed":
         return alert(status.get("message") or "Drawing failed.")
     if status["state"] == "stopped":
         return note("Drawing was stopped.")
-    if adapter is None:
+    if run is None:
         return hint("Train your subject in step 3 first.")
-    drawn = project.samples / "samples.json"
+    drawn = run.samples / "samples.json"
     if not drawn.is_file():
         return hint("No samples are drawn yet.")
-    if drawn.stat().st_mtime_ns < adapter.stat().st_mtime_ns:
-        return note("These samples are from an earlier training: draw new ones.")
+    if drawn.stat().st_mtime_ns < run.adapter.stat().st_mtime_ns:
+        return note("These samples are from an earlier training or checkpoint: draw new ones.")
     return ""
 
 
-def _pairs(project: Project) -> str:
+def _pairs(run: Run) -> str:
     figures = []
-    for row in read_json(project.samples / "samples.json") or []:
+    for row in read_json(run.samples / "samples.json") or []:
         pictures = [
             f'<span><img src="{escape(address(file))}" alt="{escape(row["prompt"])}, {words}" width="160" height="160">'
             f"<small>{words}</small></span>"
             for file, words in (
-                (project.samples / row["file"], "with the adapter"),
-                (project.samples / "without" / row["file"], "without"),
+                (run.samples / row["file"], "with the adapter"),
+                (run.samples / "without" / row["file"], "without"),
             )
             if file.is_file()
         ]
@@ -183,16 +243,14 @@ def _pairs(project: Project) -> str:
     return f'<div class="pairs">{"".join(figures)}</div>' if figures else ""
 
 
-def _archive(project: Project | None) -> Path | None:
+def _archive(run: Run | None) -> Path | None:
     """All samples in one file, made anew when they are newer."""
-    listing = project.samples / "samples.json" if project else None
+    listing = run.samples / "samples.json" if run else None
     if listing is None or not listing.is_file():
         return None
-    packed = project.folder / "exports" / "samples.zip"
+    packed = run.exports / "samples.zip"
     if packed.is_file() and packed.stat().st_mtime_ns >= listing.stat().st_mtime_ns:
         return packed
-    packed.parent.mkdir(exist_ok=True)
-    with zipfile.ZipFile(packed, "w") as file:
-        for path in sorted(project.samples.rglob("*.*")):
-            file.write(path, path.relative_to(project.samples))
+    files = sorted([*run.samples.glob("*.*"), *run.samples.glob("without/*")])
+    write_zip(packed, {str(path.relative_to(run.samples)): path for path in files})
     return packed

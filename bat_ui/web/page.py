@@ -1,20 +1,27 @@
-"""The whole page: header, the four steps, and how it finds its project again after a reload.
+"""The whole page: sidebar, header, the five steps, and how it finds its project again after a reload.
 
-In: the backbone that workers are to load.  Out: Gradio Blocks, not yet launched.  The open project's id is in the
-address (?project=ID) and in the browser's storage; all that is shown comes from that project's folder.
+In: the backbone that workers are to load.  Out: Gradio Blocks, not yet launched, and a route beside them.  The open
+project's id is in the address (?project=ID) and in the browser's storage; all that is shown comes from its folder.
 """
 
 from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
+from starlette.routing import Route
 
+from bat_ui import queue
 from bat_ui.project import Project
 from bat_ui.web.backbone import build_backbone_step
+from bat_ui.web.compare import build_comparison_step
 from bat_ui.web.generation import build_generation_step
+from bat_ui.web.heartbeat import Heartbeat
 from bat_ui.web.parts import Updates, html, opened
+from bat_ui.web.projects import build_sidebar
 from bat_ui.web.step import Shared
 from bat_ui.web.subject import build_subject_step
 from bat_ui.web.theme import PROJECT_IN_ADDRESS
@@ -22,27 +29,28 @@ from bat_ui.web.training import build_training_step
 
 TITLE = "Backbone Augmented Training"
 PROMISE = "Teach an image model your cat, your face or your mug from a few pictures, without making it forget the rest."
-SECONDS = 1.0  # between two looks at the project
 DAY = 24 * 3600
 
 
-def build_page(backbone: str) -> gr.Blocks:
-    """The page for a backbone, given by name or as a folder."""
+def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
+    """The page for a backbone, given by name or as a folder, and the route by which it looks for changes."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
         project = gr.Textbox(visible=False, label="project", elem_id="project")
         last = gr.BrowserState("", storage_key="bat-ui-project", secret="bat-ui")
-        timer = gr.Timer(SECONDS)
-        with gr.Row(elem_id="header"):
-            html(f"<h1>{TITLE}</h1><p>{PROMISE}</p>")
-            fresh = gr.Button("New project", elem_id="new-project", scale=0, min_width=130, size="sm")
+        heartbeat = Heartbeat()
+        html(f"<h1>{TITLE}</h1><p>{PROMISE}</p>", elem_id="header")
         hardware = html("", elem_id="hardware")
         with gr.Tabs(selected=1, elem_id="steps") as tabs:
-            shared = Shared(project, tabs, timer, backbone)
+            shared = Shared(project, tabs, heartbeat, backbone)
             builders = (build_subject_step, build_backbone_step, build_training_step, build_generation_step)
+            builders += (build_comparison_step,)
             steps = []
-            for number, (label, build) in enumerate(zip(("Subject", "Backbone", "Train", "Draw"), builders), 1):
+            for number, (label, build) in enumerate(zip(("Subject", "Backbone", "Train", "Draw", "Compare"), builders), 1):
                 with gr.Tab(f"{number} {label}", id=number):
                     steps.append(build(shared))
+        sidebar = build_sidebar(shared)
+        steps.append(sidebar)
+        heartbeat.start()
         everything = [component for step in steps for component in step.components]
 
         def show_all(found: Project | None) -> Updates:
@@ -53,29 +61,45 @@ def build_page(backbone: str) -> gr.Blocks:
 
         def open_page(stored: str | None, request: gr.Request) -> Updates:
             found = opened(request.query_params.get("project")) or opened(stored)
-            return {project: found.folder.name if found else "", **show_all(found)}
+            updates = {project: found.folder.name if found else "", **show_all(found)}
+            return {part: update for part, update in updates.items() if not _is_initial(part, update)}
 
-        def start_anew() -> Updates:
-            return {project: "", **show_all(None)}
+        def open_again(id: str) -> Updates:
+            return show_all(opened(id))
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(open_page, last, [project, tabs, *everything], **quiet)
         page.load(lambda: _hardware(backbone), None, hardware, **quiet)
-        fresh.click(start_anew, None, [project, tabs, *everything], **quiet)
+        wide = gr.Checkbox(visible=False)  # a sidebar is open where there is room for it beside the steps
+        page.load(lambda wide: gr.Sidebar(open=wide), wide, sidebar.panel, js="() => window.innerWidth > 1100", **quiet)
+        for event in sidebar.reopening:
+            event.then(open_again, project, [tabs, *everything], **quiet)
         project.change(lambda id: id, project, last, js=PROJECT_IN_ADDRESS, **quiet)
-    return page.queue(max_size=64, default_concurrency_limit=4)
+        for event in page.fns.values():
+            if event.api_visibility == "public":
+                event.fn.__name__ = event.api_name  # an assistant's tools are called as the endpoints are
+    return page.queue(max_size=64, default_concurrency_limit=4, api_open=False), heartbeat.route
+
+
+def _is_initial(part: Block, update: Any) -> bool:
+    """Whether a fresh page shows that already: a tab's parts are made when it is opened, and hold what was sent before."""
+    return hasattr(part, "value") and update in (part.value, gr.update(value=part.value))
 
 
 def _furthest(project: Project | None) -> int:
     """The step that a project has come to: the one that runs, else the last one with something to look at."""
     if project is None:
         return 1
-    for number, verb in ((4, "generate"), (3, "train"), (2, "select")):
-        if project.status(verb)["state"] == "running":
-            return number
-    if project.adapter is not None:
+    runs = project.runs
+    for run in runs:
+        for number, verb in ((4, "generate"), (3, "train")):
+            if queue.status(run, verb)["state"] in ("waiting", "running"):
+                return number
+    if queue.status(project, "select")["state"] in ("waiting", "running"):
+        return 2
+    if any(run.adapter is not None for run in runs):
         return 4
-    if project.status("train")["state"] in ("failed", "stopped"):
+    if runs:
         return 3
     return 2 if project.subject_marker.is_file() else 1
 

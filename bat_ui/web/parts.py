@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import lru_cache, wraps
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,21 @@ from urllib.parse import quote
 import gradio as gr
 from gradio.components import Component
 
-from bat_ui.errors import UserError
-from bat_ui.project import Project, find_project
+from bat_ui import queue, registry
+from bat_ui.errors import UserError, explained
+from bat_ui.project import Project, Run
 
 log = logging.getLogger("bat_ui.web")
 
 Updates = dict[Component, Any]
+# One listener for all cards: a click, or Enter or Space on a focused card, tells which picture it was.
+TELL_WHICH_PICTURE = """element.addEventListener('click', (event) => {
+    const card = event.target.closest('[data-id]');
+    if (!card || card.disabled) return;
+    card.setAttribute('aria-busy', 'true');
+    setTimeout(() => card.removeAttribute('aria-busy'), 8000);
+    trigger('click', {id: card.dataset.id});
+});"""
 UNEXPECTED = "Something unexpected went wrong; the terminal that runs the page says more. Nothing of yours was lost."
 
 
@@ -57,11 +67,11 @@ def answering(message: gr.HTML, handler: Callable[..., Updates]) -> Callable[...
     def answered(*values, **named) -> Updates:
         try:
             return {message: "", **handler(*values, **named)}
-        except UserError as problem:
-            return {message: alert(str(problem))}
-        except Exception:
-            log.exception("An event of the page failed")
-            return {message: alert(UNEXPECTED)}
+        except Exception as problem:
+            said = explained(problem)
+            if said is None:
+                log.exception("An event of the page failed")
+            return {message: alert(said or UNEXPECTED)}
 
     return answered
 
@@ -78,7 +88,7 @@ def refusing() -> Iterator[None]:
 def opened(id: str | None) -> Project | None:
     """The project with that id, None if there is none (any more)."""
     try:
-        return find_project(id or "")
+        return registry.find(id or "")
     except UserError:
         return None
 
@@ -91,17 +101,49 @@ def required(id: str | None, sentence: str = "Choose pictures of your subject in
     return project
 
 
-def stop_button(project: Project | None, verb: str, label: str = "Stop") -> Any:
-    """The update of a verb's stop button: there while the verb runs, and at rest once it was pressed."""
-    running = project is not None and project.status(verb)["state"] == "running"
-    stopping = running and project.stop_file(verb).exists()
-    return gr.update(visible=running, value="Stopping …" if stopping else label, interactive=not stopping)
+def run_among(runs: Sequence[Run], id: str | None) -> Run | None:
+    """The run with that id, else the latest one; None where there is none."""
+    return next((run for run in runs if run.folder.name == id), runs[-1] if runs else None)
 
 
-def fingerprint(project: Project, *files: Path) -> str:
-    """A word that changes when the project or one of the files does."""
+def stop_verb(run: Run, verb: str, now: bool = False) -> None:
+    """Stop a verb that waits or runs there; one that does neither is left as it is."""
+    for job in queue.active():
+        if job.place.folder == run.folder and job.verb == verb:
+            queue.stop(job, now)
+
+
+def stop_button(status: Mapping[str, Any], label: str = "Stop") -> Any:
+    """The update of a verb's stop button: there while the verb waits or runs, and at rest once it was pressed."""
+    waiting, running = status["state"] == "waiting", status["state"] == "running"
+    stopping = running and status.get("stopping", False)
+    value = "Take out of the queue" if waiting else "Stopping …" if stopping else label
+    return gr.update(visible=waiting or running, value=value, interactive=not stopping)
+
+
+def once_a_second(look: Callable[..., Any]) -> Callable[..., Any]:
+    """`look`, by its arguments and at most once a second, whoever asks: many browsers may have one project open."""
+
+    @lru_cache(maxsize=256)
+    def kept(second: int, *values: Any) -> Any:
+        return look(*values)
+
+    @wraps(look)
+    def shared(*values: Any) -> Any:
+        return kept(int(time.monotonic()), *values)
+
+    return shared
+
+
+def fingerprint(run: Run, *files: Path) -> str:
+    """A word that changes when the project, the run or one of the files does."""
     times = (file.stat().st_mtime_ns if file.exists() else 0 for file in files)
-    return "-".join([project.folder.name, *(f"{time:x}" for time in times)])
+    return "-".join([str(run.folder), *(f"{time:x}" for time in times)])
+
+
+def status_word(status: Mapping[str, Any]) -> str:
+    """A word that changes when what the page says of a job's status does."""
+    return f"{status['state']}{status.get('place', '')}{status.get('stopping', '')}"
 
 
 def address(path: Path) -> str:
@@ -110,7 +152,9 @@ def address(path: Path) -> str:
 
 
 def progress_bar(status: Mapping[str, Any]) -> str:
-    """A running verb in words and as a bar, with the time that is left if it can be told."""
+    """A waiting or running verb in words and as a bar, with the time that is left if it can be told."""
+    if status["state"] == "waiting":
+        return note(f"Waiting in the queue, place {status['place']}: it starts by itself when the device is free.")
     done, total, what = status["done"], status["total"], status["what"]
     if total <= 1:
         return f'<div class="run"><p>{escape(what)} …</p><progress aria-label="{escape(what)}"></progress></div>'

@@ -9,17 +9,18 @@ import gradio as gr
 from gradio.components import Component
 
 from bat_ui.project import Project
+from bat_ui.web.heartbeat import Heartbeat
 from bat_ui.web.parts import Updates
 
 
 @dataclass(frozen=True)
 class Shared:
-    """`project` holds the open project's id, "" for none; `timer` ticks while the page is open; `backbone` is the name
-    or folder that workers load."""
+    """`project` holds the open project's id, "" for none; `heartbeat` tells steps of changes on disk; `backbone` is the
+    name or folder that workers load."""
 
     project: gr.Textbox
     tabs: gr.Tabs
-    timer: gr.Timer
+    heartbeat: Heartbeat
     backbone: str
 
 

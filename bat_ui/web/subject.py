@@ -11,10 +11,11 @@ from pathlib import Path
 
 import gradio as gr
 
+from bat_ui import registry
 from bat_ui.errors import UserError
 from bat_ui.pictures import SUFFIXES
-from bat_ui.project import Project, new_project
-from bat_ui.subject import STICKER_TEMPLATE, subject_warnings
+from bat_ui.project import Project
+from bat_ui.subject import CROPS, draws_stickers, subject_warnings, template_of
 from bat_ui.web import draft as drafts
 from bat_ui.web.parts import Updates, address, alert, answering, html, message_box, note, opened, refusing, required
 from bat_ui.web.step import Shared, Step
@@ -26,12 +27,13 @@ EXAMPLE_NAMES = {
     "outlined-monkey": "Monkey",
     "red-haired-woman": "Red-haired woman",
 }
+STICKER_PIXELS, PHOTO_PIXELS = 64, 1024  # width and height of what is drawn, the largest of photographs
 NO_PICTURE = "There is no picture of the subject: choose 3 to 10."
 
 
 def build_subject_step(shared: Shared) -> Step:
     """Lay out the step and wire its events."""
-    id = shared.project
+    id, template, square = shared.project, template_of(shared.backbone), draws_stickers(shared.backbone)
     html(
         "<h2>Who or what is it?</h2><p>Three to ten pictures of one subject, as different from one another as you have.</p>"
     )
@@ -73,8 +75,14 @@ def build_subject_step(shared: Shared) -> Step:
             with gr.Row(elem_classes="cards"):
                 for picture in draft.pictures:
                     with gr.Column(elem_classes="card", min_width=0):
-                        made = drafts.preview(project, picture.name, drafts.wants_cut_out(draft)) / f"{picture.name}.png"
+                        cutting = drafts.wants_cut_out(draft)
+                        made = drafts.preview(project, picture, cutting, square) / f"{picture.name}.png"
                         html(f'<img src="{escape(address(made))}" alt="{escape(picture.name)}" width="160" height="160">')
+                        box = drafts.crop_of(project, picture, cutting, square)
+                        if box is not None:
+                            ends = ("Left", "Middle", "Right") if box[3] - box[1] == 1 else ("Top", "Middle", "Bottom")
+                            part = gr.Radio(list(zip(ends, CROPS)), value=picture.crop, label=f"Square of {picture.name}")
+                            part.input(cropper(picture.name), [id, part], [message, *own], api_visibility="private")
                         label = f"Caption of {picture.name}"
                         box = gr.Textbox(picture.caption, label=label, placeholder="as above", lines=2, max_lines=4)
                         box.blur(keeper(picture.name), [id, box], None, show_progress="hidden", api_visibility="private")
@@ -83,7 +91,7 @@ def build_subject_step(shared: Shared) -> Step:
                         boxes.append(box)
             use.click(
                 answering(message, use_pictures),
-                [id, noun, identifier, cut_out, *boxes],
+                [id, noun, identifier, cut_out, pattern, *boxes],
                 [message, shared.tabs, *own],
                 trigger_mode="once",
                 api_visibility="private",
@@ -98,26 +106,37 @@ def build_subject_step(shared: Shared) -> Step:
             max_lines=1,
             elem_id="identifier",
         )
+        pattern = gr.Textbox(
+            label="Caption template",
+            info="What pictures without a caption of their own are called; {identifier} and {class_noun} are filled in.",
+            placeholder=template,
+            max_lines=1,
+            elem_id="caption-template",
+        )
     use = gr.Button("Use these pictures", variant="primary", elem_id="use-pictures")
-    own = [noun, cut_out, calling, warnings, identifier, shown, files]
+    own = [noun, cut_out, calling, warnings, identifier, pattern, shown, files]
 
     def show(project: Project | None) -> Updates:
         draft = drafts.Draft.load(project)
         cutting = drafts.wants_cut_out(draft)
-        said = subject_warnings(drafts.as_subject(project, draft, STICKER_TEMPLATE)) if draft.pictures else []
-        key = f"{project.folder.name if project else ''}|{cutting}|{'/'.join(p.name for p in draft.pictures)}"
+        said = _warnings(project, draft, shared.backbone) if draft.pictures else []
+        pictures = "/".join(p.name + p.crop for p in draft.pictures)
+        key = f"{project.folder.name if project else ''}|{cutting}|{pictures}"
         return {
             noun: draft.class_noun,
             cut_out: cutting,
-            calling: _calling(draft),
+            calling: _calling(draft, template),
             warnings: note(*said),
             identifier: draft.identifier,
+            pattern: draft.template,
             shown: key,
             files: None,
         }
 
     def add(project_id: str, chosen: list[str] | None, class_noun: str, word: str) -> Updates:
-        project = opened(project_id) or new_project()
+        """Add uploaded pictures of the subject to a project, a new one if `project_id` is empty; `class_noun` says what it
+        is, `word` is the made-up word that is to mean it."""
+        project = opened(project_id) or registry.make()
         drafts.change(project, class_noun=class_noun, identifier=word)
         try:
             problems = drafts.add_pictures(project, [Path(file) for file in chosen or []])
@@ -125,37 +144,80 @@ def build_subject_step(shared: Shared) -> Step:
             problems = [str(problem)]
         return {**show(project), id: project.folder.name, message: alert(*problems)}
 
-    def say(project_id: str, class_noun: str, word: str) -> Updates:
+    def say(project_id: str, class_noun: str, word: str, wording: str) -> Updates:
         project = opened(project_id)
-        return {calling: _calling(drafts.change(project, class_noun=class_noun, identifier=word))} if project else {}
+        if project is None:
+            return {}
+        draft = drafts.change(project, class_noun=class_noun, identifier=word, template=wording.strip())
+        return {calling: _calling(draft, template)}
 
     def cut(project_id: str, wished: bool) -> Updates:
+        """Cut the subject out of its pictures onto white, or leave the backgrounds."""
         project = opened(project_id)
         if project is None:
             return {}
         drafts.change(project, cut_out=wished)
         return show(project)
 
-    def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, *captions: str) -> Updates:
+    def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, wording: str, *captions: str) -> Updates:
         project = required(project_id, NO_PICTURE)
-        _prepare(project, class_noun, word, wished, captions)
+        drafts.change(project, template=wording.strip())
+        _prepare(project, shared.backbone, class_noun, word, wished, captions)
         return {**show(project), shared.tabs: gr.Tabs(selected=2)}
 
     def use_pictures_endpoint(
-        project: str, class_noun: str, identifier: str = "sks", cut_out: bool = False, captions: list[str] | None = None
+        project: str,
+        class_noun: str,
+        identifier: str = "sks",
+        cut_out: bool = False,
+        captions: list[str] | None = None,
+        template: str = "",
     ) -> str:
-        """Make the subject from the pictures that were added, with a caption for each in their order or none."""
+        """Make the subject from the pictures that were added, with a caption for each in their order or none; `template`
+        makes the captions of those without, {identifier} and {class_noun} in it are filled in."""
         with refusing():
-            _prepare(required(project, NO_PICTURE), class_noun, identifier, cut_out, captions or ())
+            drafts.change(required(project, NO_PICTURE), template=template.strip())
+            _prepare(required(project, NO_PICTURE), shared.backbone, class_noun, identifier, cut_out, captions or ())
         return project
 
+    def crop_picture(project: str, picture: str, part: str) -> str:
+        """Choose which square of a picture of the subject is used: its start (left or top), middle or end."""
+        with refusing():
+            drafts.set_crop(required(project, NO_PICTURE), picture, part)
+        return part
+
+    def cropper(name: str) -> Callable[[str, str], Updates]:
+        def crop(project_id: str, part: str) -> Updates:
+            project = required(project_id, NO_PICTURE)
+            drafts.set_crop(project, name, part)
+            return show(project)
+
+        return answering(message, crop)
+
+    def use_example_endpoint(example: str, project: str = "") -> str:
+        """Take an example subject (flat-cat, flat-moon, outlined-monkey or red-haired-woman) in place of a project's
+        pictures, in a new project if none is named; returns the project's id."""
+        with refusing():
+            if example not in EXAMPLE_NAMES:
+                raise UserError(f"There is no such example: choose one of {', '.join(EXAMPLE_NAMES)}.")
+            found = registry.find(project) if project else registry.make()
+            drafts.use_example(found, EXAMPLES / example)
+        return found.folder.name
+
+    def remove_picture(project: str, picture: str) -> list[str]:
+        """Take a picture, by its name, out of a project's subject; returns the names of those that are left."""
+        with refusing():
+            found = registry.find(project)
+            drafts.remove_picture(found, picture)
+        return [p.name for p in drafts.Draft.load(found).pictures]
+
     def example_user(folder: Path) -> Callable[[str], Updates]:
-        def use_example(project_id: str) -> Updates:
-            project = opened(project_id) or new_project()
+        def use(project_id: str) -> Updates:
+            project = opened(project_id) or registry.make()
             drafts.use_example(project, folder)
             return {**show(project), id: project.folder.name}
 
-        return answering(message, use_example)
+        return answering(message, use)
 
     def remover(name: str) -> Callable[[str], Updates]:
         def remove(project_id: str) -> Updates:
@@ -184,10 +246,10 @@ def build_subject_step(shared: Shared) -> Step:
     )
     for name, button in examples.items():
         button.click(example_user(EXAMPLES / name), id, [id, message, *own], api_visibility="private")
-    for box in (noun, identifier):
+    for box in (noun, identifier, pattern):
         box.input(
             answering(message, say),
-            [id, noun, identifier],
+            [id, noun, identifier, pattern],
             [message, calling],
             show_progress="hidden",
             trigger_mode="always_last",
@@ -195,10 +257,22 @@ def build_subject_step(shared: Shared) -> Step:
         )
     cut_out.input(answering(message, cut), [id, cut_out], [message, *own], api_name="cut_out", concurrency_limit=2)
     gr.api(use_pictures_endpoint, api_name="use_pictures")
+    gr.api(crop_picture, api_name="crop_picture")
+    gr.api(use_example_endpoint, api_name="use_example")
+    gr.api(remove_picture, api_name="remove_picture")
     return Step(show, own)
 
 
-def _prepare(project: Project, class_noun: str, identifier: str, cut_out: bool, captions: Sequence[str]) -> None:
+def _warnings(project: Project, draft: drafts.Draft, backbone: str) -> list[str]:
+    """What may spoil the result, at the size in which the backbone draws."""
+    stickers = draws_stickers(backbone)
+    subject = drafts.as_subject(project, draft, template_of(backbone), square=stickers)
+    return subject_warnings(subject, STICKER_PIXELS if stickers else subject.size)
+
+
+def _prepare(
+    project: Project, backbone: str, class_noun: str, identifier: str, cut_out: bool, captions: Sequence[str]
+) -> None:
     """Bring the draft up to date and make the subject from it, unless that was done before."""
     from bat_ui import line  # here, since it takes seconds to import and the page should be up before
 
@@ -209,14 +283,18 @@ def _prepare(project: Project, class_noun: str, identifier: str, cut_out: bool, 
         draft = drafts.set_captions(project, {p.name: text for p, text in zip(draft.pictures, captions)})
     if draft.used and project.subject_marker.is_file():
         return
+    square = draws_stickers(backbone)
     line.prepare(
         project,
         drafts.sources(project, draft),
         class_noun,
-        template=STICKER_TEMPLATE,
+        template=draft.template or template_of(backbone),
+        square=square,
+        size=512 if square else PHOTO_PIXELS,
         captions=[p.caption or None for p in draft.pictures],
         cut_out=cut_out,
         identifier=identifier,
+        crops=[drafts.crop_of(project, p, cut_out, square) for p in draft.pictures],
     )
     drafts.change(project, used=True)
 
@@ -226,8 +304,8 @@ def _example_button(name: str) -> gr.Button:
     return gr.Button(EXAMPLE_NAMES[name], icon=picture, size="md", min_width=0, scale=0, elem_id=f"example-{name}")
 
 
-def _calling(draft: drafts.Draft) -> str:
+def _calling(draft: drafts.Draft, template: str) -> str:
     if not draft.pictures:
         return ""
-    caption = escape(drafts.default_caption(draft, STICKER_TEMPLATE))
+    caption = escape(drafts.default_caption(draft, template))
     return f'<p>Pictures without a caption of their own are called <q id="default-caption">{caption}</q>.</p>'

@@ -1,23 +1,26 @@
-"""Step 3 of the page: train the adapter, watch it, stop and resume it.
+"""Step 3 of the page: train the adapter, watch it, stop and resume it; each training is a run that stays.
 
-In: a project with subject and selection.  Out: its adapter, by a worker that goes on when the page is closed.
+In: a project with subject and selection.  Out: runs in it, by workers that go on when the page is closed.
 """
 
 from __future__ import annotations
 
 import shutil
+from functools import lru_cache
+from html import escape
 
 import gradio as gr
 
+from bat_ui import queue, registry
 from bat_ui.errors import UserError
-from bat_ui.files import read_json_lines
-from bat_ui.project import Project
-from bat_ui.settings import TrainingSettings
-from bat_ui.web import workers
-from bat_ui.web.binding import bound, remember, remembered, settings_from, shown
+from bat_ui.files import read_json, read_json_lines
+from bat_ui.project import Project, Run
+from bat_ui.settings import TrainingSettings, ValidationSettings
+from bat_ui.web.binding import bound, settings_from, shown
 from bat_ui.web.charts import Series, line_chart, smoothed
 from bat_ui.web.parts import (
     Updates,
+    address,
     alert,
     answering,
     fingerprint,
@@ -25,14 +28,25 @@ from bat_ui.web.parts import (
     html,
     message_box,
     note,
+    once_a_second,
     opened,
     progress_bar,
+    refusing,
     required,
+    run_among,
+    status_word,
     stop_button,
+    stop_verb,
 )
 from bat_ui.web.step import Shared, Step
+from bat_ui.web.words import run_name, run_words, saved_step
 
 MOST_POINTS = 400  # of a loss curve
+METRICS = {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "diversity": "diversity", "pres": "PRES"}
+TELL_WHICH = """element.addEventListener('click', (event) => {
+    const entry = event.target.closest('[data-run]');
+    if (entry) trigger('click', {run: entry.dataset.run});
+});"""
 
 
 def build_training_step(shared: Shared) -> Step:
@@ -50,7 +64,7 @@ def build_training_step(shared: Shared) -> Step:
         rank = gr.Slider(1, 64, step=1, label="Rank", info="Size of the adapter.", elem_id="rank", min_width=240)
     with gr.Accordion("Advanced", open=False):
         with gr.Row():
-            widgets = bound(
+            training = bound(
                 TrainingSettings,
                 {
                     "steps": steps,
@@ -61,106 +75,261 @@ def build_training_step(shared: Shared) -> Step:
                     "backbone_share": gr.Slider(0, 0.9, step=0.05, label="Backbone share", info="Part of each batch."),
                     "checkpoint_every": gr.Number(label="Checkpoint every", info="Steps.", minimum=1, precision=0),
                     "seed": gr.Number(label="Seed", info="Of everything random.", minimum=0, precision=0),
+                    "text_encoder": gr.Checkbox(label="Text encoder", info="Let it learn, too."),
                 },
             )
-    with gr.Row():
-        begin = gr.Button("Start training", variant="primary", elem_id="start")
-        stop = gr.Button("Stop and save", visible=False, elem_id="stop")
-        resume = gr.Button("Resume", visible=False, elem_id="resume")
-        go_on = gr.Button("Go on to samples", visible=False, variant="primary", elem_id="to-samples")
+        with gr.Row():
+            validation = bound(
+                ValidationSettings,
+                {
+                    "validation_prompts": gr.Textbox(
+                        label="Prompts drawn at each checkpoint",
+                        info="One a line; your first captions if empty.",
+                        lines=2,
+                        max_lines=6,
+                    ),
+                    "validation_images": gr.Slider(
+                        0, 8, step=1, label="Pictures of each", info="0 draws and measures nothing."
+                    ),
+                    "validation_steps": gr.Number(
+                        label="Denoising steps", info="Few: only checkpoints are compared.", minimum=1, precision=0
+                    ),
+                },
+            )
+    widgets = {**training, **validation}
+    begin = gr.Button("Start training", variant="primary", elem_id="start")
     message = message_box("training-message")
+    runs = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="runs")
     panel = html("", elem_id="training-panel")
+    with gr.Row():
+        stop = gr.Button("Stop and save", visible=False, elem_id="stop")
+        stop_now = gr.Button("Stop now", visible=False, elem_id="stop-now")
+        resume = gr.Button("Resume", visible=False, variant="primary", elem_id="resume")
+        go_on = gr.Button("Go on to samples", visible=False, variant="primary", elem_id="to-samples")
     losses = html("", elem_id="losses")
-    seen = gr.State("")
-    own = [begin, stop, resume, go_on, panel, losses, seen]
+    samples = html("", elem_id="run-samples")
+    chosen = gr.Textbox(visible=False, label="run", elem_id="run")
+    own = [begin, runs, panel, stop, stop_now, resume, go_on, losses, samples, chosen]
 
-    def follow(project: Project | None) -> Updates:
-        now = _seen(project)  # before anything is read, so that a change meanwhile is noticed at the next tick
-        status = project.status("train") if project else {"state": "absent"}
-        running, done = status["state"] == "running", status["state"] == "done"
-        resumable = status["state"] in ("stopped", "failed") and any(project.checkpoints.glob("step-*"))
+    def follow(project: Project | None, wanted: str) -> Updates:
+        """Everything but the settings; the run `wanted`, else the latest one, is the one that is looked at."""
+        run = _run(project, wanted)
+        status = queue.status(run, "train") if run else {"state": "absent"}
+        running, active = status["state"] == "running", status["state"] in ("waiting", "running")
         return {
-            begin: gr.update(
-                value="Train again" if done or resumable else "Start training",
-                variant="secondary" if done or resumable else "primary",
-                interactive=not running,
-            ),
-            stop: stop_button(project, "train", "Stop and save"),
-            resume: gr.update(visible=resumable, variant="primary"),
-            go_on: gr.update(visible=project is not None and project.adapter is not None and not running),
-            panel: _panel(project, status),
-            losses: _losses(project, status) if project else "",
-            seen: now,
+            begin: gr.update(value="Train again" if run else "Start training", variant="secondary" if run else "primary"),
+            runs: _list(project, run) if run else "",
+            panel: _panel(project, run, status),
+            stop: stop_button(status, "Stop and save"),
+            stop_now: gr.update(visible=running),
+            resume: gr.update(visible=run is not None and not active and status["state"] != "done"),
+            go_on: gr.update(visible=run is not None and run.adapter is not None and not active),
+            losses: _losses(run, fingerprint(run, run.losses)) if run else "",
+            samples: _samples(run) if run else "",
+            chosen: run.folder.name if run else "",
         }
 
     def show(project: Project | None) -> Updates:
-        return {**shown(project, TrainingSettings, widgets), **follow(project), message: ""}
+        settings = {**shown(project, TrainingSettings, training), **shown(project, ValidationSettings, validation)}
+        return {**settings, **follow(project, ""), message: ""}
 
-    def tick(project_id: str, before: str) -> Updates:
-        project = opened(project_id)
-        return gr.skip() if _seen(project) == before else follow(project)
+    def draw_again(project_id: str, wanted: str) -> Updates:
+        updates = follow(opened(project_id), wanted)
+        if wanted:
+            del updates[chosen]  # a click on another run may have been faster
+        return updates
+
+    def look_at(project_id: str, event: gr.EventData) -> Updates:
+        return follow(required(project_id), event.run)
 
     def start(project_id: str, **values) -> Updates:
+        """Train an adapter on the subject and the chosen backbone pictures, as a new run in the queue; see `run_status`."""
         project = required(project_id)
-        if not project.subject_marker.is_file():
-            raise UserError("Finish step 1 first: press “Use these pictures” there.")
-        if not project.choice.is_file():
-            raise UserError("Finish step 2 first: find helpful pictures, or choose the rule None and press the button.")
-        settings = settings_from(TrainingSettings, values)
-        workers.start(project, "train", [f"--backbone={shared.backbone}", *workers.options([settings])])
-        remember(project, settings)
-        project.losses.unlink(missing_ok=True)
-        shutil.rmtree(project.checkpoints, ignore_errors=True)  # or an early stop could resume the run before this one
-        return follow(project)
+        settings = settings_from(TrainingSettings, values), settings_from(ValidationSettings, values)
+        run = project.new_run(*settings)
+        try:
+            queue.add(run, "train", [f"--backbone={shared.backbone}", *queue.options(settings)])
+        except BaseException:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            raise
+        project.remember(*settings)
+        return follow(project, run.folder.name)
 
-    def go_on_training(project_id: str) -> Updates:
+    def go_on_training(project_id: str, wanted: str) -> Updates:
+        """Go on with a stopped or failed run, the latest if `wanted` names none, from its last checkpoint."""
         project = required(project_id)
-        settings = remembered(project, TrainingSettings)
-        workers.start(project, "train", [f"--backbone={shared.backbone}", "--resume", *workers.options([settings])])
-        return {**shown(project, TrainingSettings, widgets), **follow(project)}
+        run = _required_run(project, wanted)
+        if queue.status(run, "train")["state"] == "done":
+            raise UserError("This run is trained to its end: train again for another one.")
+        settings = [run.remembered(kind) for kind in (TrainingSettings, ValidationSettings)]
+        queue.add(run, "train", [f"--backbone={shared.backbone}", "--resume", *queue.options(settings)])
+        return follow(project, run.folder.name)
 
-    def halt(project_id: str) -> Updates:
+    def halt(project_id: str, wanted: str) -> Updates:
+        """Stop a run, the latest if `wanted` names none, and save it, so that it can go on later."""
+        return _halted(project_id, wanted, False)
+
+    def halt_now(project_id: str, wanted: str) -> Updates:
+        """Stop a run, the latest if `wanted` names none, at once; its last checkpoint stays."""
+        return _halted(project_id, wanted, True)
+
+    def _halted(project_id: str, wanted: str, now: bool) -> Updates:
         project = required(project_id)
-        workers.stop(project, "train")
-        return follow(project)
+        run = _run(project, wanted)
+        if run is not None:
+            stop_verb(run, "train", now)
+        return follow(project, wanted)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.timer.tick(tick, [id, seen], own, queue=False, **private)
+    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
     begin.click(answering(message, start), id, [message, *own], inputs_kwargs=widgets, api_name="train")
-    stop.click(answering(message, halt), id, [message, *own], api_name="stop_training")
-    resume.click(answering(message, go_on_training), id, [message, *widgets.values(), *own], api_name="resume_training")
+    runs.click(answering(message, look_at), id, [message, *own], **private)
+    stop.click(answering(message, halt), [id, chosen], [message, *own], api_name="stop_training")
+    stop_now.click(answering(message, halt_now), [id, chosen], [message, *own], api_name="stop_training_now")
+    resume.click(answering(message, go_on_training), [id, chosen], [message, *own], api_name="resume_training")
     go_on.click(lambda: gr.Tabs(selected=4), None, shared.tabs, **private)
+    gr.api(list_runs, api_name="list_runs")
+    gr.api(run_status, api_name="run_status")
     return Step(show, [message, *widgets.values(), *own])
 
 
-def _seen(project: Project | None) -> str:
+def list_runs(project: str) -> list[dict]:
+    """The runs of a project, oldest first: id, name, state."""
+    with refusing():
+        runs = registry.find(project).runs
+    found = [(run, queue.status(run, "train")) for run in runs]
+    return [{"run": r.folder.name, "name": run_name(r), "state": s["state"], "at": run_words(r, s)} for r, s in found]
+
+
+def run_status(project: str, run: str = "") -> dict:
+    """How a run stands, the latest if none is named: state, step, pace, time left, memory, losses, metrics, its files."""
+    with refusing():
+        found = _required_run(registry.find(project), run)
+    status = queue.status(found, "train")
+    part = (status.get("parts") or {}).get("Training", {})
+    return {
+        "run": found.folder.name,
+        "state": status["state"],
+        "message": status.get("message", ""),
+        "place_in_queue": status.get("place"),
+        "step": part.get("done", saved_step(found)),
+        "steps": part.get("total", found.remembered(TrainingSettings).steps),
+        "steps_per_second": part.get("pace"),
+        "seconds_left": seconds_left(status),
+        "peak_memory": status.get("memory"),
+        "losses": read_json_lines(found.losses)[-50:],
+        "metrics": read_json_lines(found.metrics),
+        "checkpoints": sorted(path.name for path in found.checkpoints.glob("step-*")),
+        "adapter": str(found.adapter) if found.adapter else None,
+    }
+
+
+def seconds_left(status: dict) -> float | None:
+    """How long a running training still takes at the pace so far, drawing included; None if that cannot be told."""
+    part = (status.get("parts") or {}).get("Training")
+    if status["state"] != "running" or part is None or part["done"] <= part["first"]:
+        return None
+    return round((part["total"] - part["done"]) * (status["updated"] - part["since"]) / (part["done"] - part["first"]), 1)
+
+
+def _run(project: Project | None, id: str) -> Run | None:
+    """The run with that id, else the latest one; None where there is none."""
+    return run_among(project.runs if project else [], id)
+
+
+def _required_run(project: Project, id: str) -> Run:
+    if id:
+        return project.run(id)
+    run = _run(project, "")
+    if run is None:
+        raise UserError("Nothing is trained yet: start a training first.")
+    return run
+
+
+@once_a_second
+def _seen(project_id: str, wanted: str) -> str:
+    project = opened(project_id)
     if project is None:
         return ""
-    files = (project.subject_marker, project.status_file("train"), project.choice, project.losses)
-    return fingerprint(project, *files, project.stop_file("train"), project.lora) + project.status("train")["state"]
+    run = _run(project, wanted)
+    states = [queue.status(each, "train") for each in project.runs]
+    words = "".join(status_word(s) for s in states)
+    if run is None:
+        return fingerprint(project, project.choice) + words
+    files = (project.choice, run.status_file("train"), run.losses, run.metrics, run.samples, run.lora)
+    return fingerprint(run, *files) + words
 
 
-def _panel(project: Project | None, status: dict) -> str:
-    state = status["state"]
-    if state == "running":
-        return progress_bar(status)
-    if state == "failed":
-        return alert(status.get("message") or "The training failed.")
-    if state == "stopped" and status.get("what") != "Starting":
-        return note(f"Stopped and saved at step {status['done']:,} of {status['total']:,}: Resume goes on from there.")
-    if state == "stopped":
-        return note("Stopped before the first step.")
-    if state == "done":
-        changed = (
-            project.choice.is_file() and project.choice.stat().st_mtime_ns > project.status_file("train").stat().st_mtime_ns
+def _list(project: Project, looked_at: Run) -> str:
+    entries = []
+    for run in reversed(project.runs):
+        status = queue.status(run, "train")
+        pressed = str(run.folder == looked_at.folder).lower()
+        entries.append(
+            f'<button type="button" data-run="{run.folder.name}" aria-pressed="{pressed}" class="{status["state"]}">'
+            f"<b>{escape(run_name(run))}</b><span>{escape(run_words(run, status))}</span></button>"
         )
-        again = " You changed the choice of pictures since: train again to use it." if changed else ""
-        return f'<p class="done" role="status">Trained: {status["total"]:,} steps.{again}</p>'
-    return hint("Nothing is trained yet.")
+    return f'<div role="group" aria-label="Runs">{"".join(entries)}</div>'
 
 
-def _losses(project: Project, status: dict) -> str:
-    rows = read_json_lines(project.losses)
+def _panel(project: Project | None, run: Run | None, status: dict) -> str:
+    if run is None:
+        return hint("Nothing is trained yet.")
+    state = status["state"]
+    part = (status.get("parts") or {}).get("Training")
+    if state == "running" and part:
+        return _progress(status, part)
+    if state in ("waiting", "running"):
+        return progress_bar(status)
+    saved = saved_step(run)
+    again = f"Resume goes on from step {saved:,}." if saved else "Resume begins it again."
+    if state == "failed":
+        return alert(f"{status.get('message') or 'The training failed.'} {again}")
+    if state == "stopped":
+        if part and saved == part["done"]:
+            return note(f"Stopped and saved at step {saved:,} of {part['total']:,}: Resume goes on from there.")
+        return note(f"Stopped. {again}")
+    if state == "done":
+        changed = project.choice.is_file() and (read_json(project.choice) != read_json(run.choice))
+        hand = " You changed the choice of pictures since: train again to use it." if changed else ""
+        facts = ", ".join(filter(None, (_pace(part), _memory(status))))
+        return (
+            f'<p class="done" role="status">Trained: {part["total"]:,} steps.{hand}</p><p class="facts">{escape(facts)}</p>'
+        )
+    return note(f"This run was taken out of the queue. {again}")
+
+
+def _progress(status: dict, part: dict) -> str:
+    """Step, time left, pace and memory of a running training, whatever it is at between two steps."""
+    left = seconds_left(status)
+    left_words = (
+        "" if left is None else f"about {round(left / 60)} min left" if left >= 90 else f"about {round(left)} s left"
+    )
+    other = status["what"].lower() if status["what"] != "Training" else ""
+    facts = " · ".join(filter(None, (left_words, _pace(part), _memory(status), other)))
+    return (
+        f'<div class="run"><p>Training: step {part["done"]:,} of {part["total"]:,}</p><p class="facts">{escape(facts)}</p>'
+        f'<progress aria-label="Training" value="{part["done"]}" max="{part["total"]}"></progress></div>'
+    )
+
+
+def _pace(part: dict | None) -> str:
+    pace = part.get("pace") if part else None
+    if not pace:
+        return ""
+    return f"{pace:.1f} steps a second" if pace >= 1 else f"{1 / pace:.1f} seconds a step"
+
+
+def _memory(status: dict) -> str:
+    memory = status.get("memory") or {}
+    names = {"gpu": "GPU memory", "ram": "memory"}
+    return ", ".join(f"at most {memory[key] / 2**30:.1f} GB of {name}" for key, name in names.items() if key in memory)
+
+
+@lru_cache(maxsize=32)
+def _losses(run: Run, seen: str) -> str:
+    """The loss curve; `seen` changes when the losses do, so that many browsers share one drawing."""
+    rows = read_json_lines(run.losses)
     if len(rows) < 2:
         return ""
     every = max(len(rows) // MOST_POINTS, 1)
@@ -177,3 +346,21 @@ def _losses(project: Project, status: dict) -> str:
     return line_chart(
         series, x_label="step", y_label="Loss, raw and smoothed", description=f"Loss after step {rows[-1]['step']}: {words}."
     )
+
+
+def _samples(run: Run) -> str:
+    """The pictures of the last checkpoint that has some, and what they measured."""
+    last = max(run.samples.glob("step-*"), default=None, key=lambda folder: folder.name)
+    rows = read_json(last / "samples.json") if last else None
+    if not rows:
+        return ""
+    step = int(last.name.removeprefix("step-"))
+    pictures = "".join(
+        f'<figure><img src="{escape(address(last / row["file"]))}" alt="{escape(row["prompt"])}" width="112" height="112">'
+        f"<figcaption>{escape(row['prompt'])}</figcaption></figure>"
+        for row in rows
+    )
+    measured = next((row for row in read_json_lines(run.metrics) if row["step"] == step), {})
+    facts = ", ".join(f"{name} {measured[key]:.2f}" for key, name in METRICS.items() if measured.get(key) is not None)
+    title = f"Drawn at step {step:,}, always at the same seeds" if step else "Drawn before the first step"
+    return f'<h3>{title}</h3><p class="facts">{facts}</p><div class="strip">{pictures}</div>'

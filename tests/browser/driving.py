@@ -37,11 +37,19 @@ def open_tab(page: Page, number: int) -> None:
     page.get_by_role("tab", name=re.compile(f"^{number} ")).click()
 
 
+def open_at(page: Page, address: str, number: int) -> None:
+    """Load the page of a project that has come beyond step 1, wait until it stands where it stood, and go to a step."""
+    open_page(page, address)
+    expect(page.get_by_role("tab", name=re.compile("^1 "))).to_have_attribute("aria-selected", "false")
+    open_tab(page, number)
+
+
 def find_pictures(page: Page, candidates: int) -> None:
     expect(page.get_by_role("button", name="Find helpful pictures")).to_be_visible()
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
-    page.get_by_label("Candidates").fill(str(candidates))
-    page.get_by_label("Surrogate steps").fill("2")
+    for label, value in (("Candidates", candidates), ("Surrogate steps", 2)):
+        page.get_by_label(label).fill(str(value))
+        page.get_by_label(label).press("Tab")
     page.get_by_role("button", name="Find helpful pictures").click()
     expect(page.locator("#backbone-panel progress")).to_be_visible()
     expect(page.locator(".pick")).to_have_count(candidates)

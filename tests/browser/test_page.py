@@ -6,8 +6,7 @@ import urllib.request
 import zipfile
 
 import pytest
-from driving import PATIENCE, dial, open_page, open_tab, upload, watched
-from gradio_client import Client
+from driving import PATIENCE, dial, open_at, open_page, open_tab, upload, watched
 from PIL import Image
 from playwright.sync_api import expect
 from safetensors.torch import load_file
@@ -76,7 +75,6 @@ def test_the_keyboard_drops_and_takes_a_picture_and_undo_takes_it_back(finished,
         page.get_by_role("button", name="Undo").click()
         expect(card).to_have_attribute("aria-pressed", pressed)
     expect(taken).to_have_text(summary)
-    expect(page.get_by_role("button", name="Undo")).to_be_disabled()
 
 
 def test_every_candidate_says_what_is_known_of_it_and_shows_its_picture(finished, page):
@@ -115,17 +113,6 @@ def test_training_goes_on_while_the_page_is_closed_and_can_be_stopped_and_resume
     page.wait_for_function(f"document.querySelector('#training-panel progress')?.value > {stopped}", timeout=PATIENCE)
     page.get_by_role("button", name="Stop and save").click()
     expect(page.locator("#training-panel")).to_contain_text("Stopped and saved at step")
-    context.close()
-
-
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_nothing_is_wider_than_a_phone(finished, browser, server, step):
-    context, _ = watched(browser, server, viewport={"width": 390, "height": 844})
-    page = context.new_page()
-    open_page(page, finished)
-    open_tab(page, step)
-    expect(page.get_by_role("tab", name=re.compile(f"^{step} "))).to_have_attribute("aria-selected", "true")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
 
 
@@ -201,27 +188,11 @@ def test_an_example_subject_brings_pictures_captions_and_class_noun(page, server
 
 
 def test_only_files_of_projects_are_served(finished, page, server):
-    open_page(page, finished)
-    picture = page.locator(".pair img").first.evaluate("picture => picture.src")
+    open_at(page, finished, 1)  # other tests may have begun runs that have no samples
+    picture = page.locator(".card img").first.evaluate("picture => picture.src")
     assert urllib.request.urlopen(picture).status == 200
     projects = picture.split("file=")[1].split("/projects/")[0]
     for path in (f"{projects}/stores/sticker/store.json", "/etc/passwd", f"{projects}/projects/../server.log"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server}/gradio_api/file={path}")
         assert refused.value.code in (403, 404)
-
-
-def test_the_main_events_are_named_endpoints_with_named_parameters(server):
-    endpoints = Client(server, verbose=False).view_api(return_format="dict")["named_endpoints"]
-    assert {
-        "/add_pictures",
-        "/use_pictures",
-        "/find_pictures",
-        "/toggle_picture",
-        "/train",
-        "/stop_training",
-        "/resume_training",
-        "/generate",
-    } <= set(endpoints)
-    names = {parameter["parameter_name"] for parameter in endpoints["/train"]["parameters"]}
-    assert {"steps", "strength", "rank", "learning_rate", "seed"} <= names

@@ -8,7 +8,7 @@ import pytest
 from bat_ui.errors import UserError
 from bat_ui.project import Project
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.web.binding import bound, remember, remembered, settings_from, shown
+from bat_ui.web.binding import bound, settings_from, shown
 
 
 def widgets_of(kind):
@@ -52,9 +52,9 @@ def test_no_number_of_backbone_pictures_means_as_many_as_the_curve_suggests(valu
 
 def test_a_project_remembers_its_settings_and_a_new_one_has_the_defaults(tmp_path):
     project, settings = Project(tmp_path), TrainingSettings(steps=9)
-    remember(project, settings, SelectionSettings(rule="random"))
-    assert remembered(project, TrainingSettings) == settings
-    assert remembered(project, SelectionSettings).rule == "random"
-    assert remembered(None, TrainingSettings) == TrainingSettings()
+    project.remember(settings, SelectionSettings(rule="random"))
+    assert project.remembered(TrainingSettings) == settings
+    assert project.remembered(SelectionSettings).rule == "random"
     widgets = widgets_of(TrainingSettings)
     assert shown(project, TrainingSettings, widgets)[widgets["steps"]]["value"] == 9
+    assert shown(None, TrainingSettings, widgets)[widgets["steps"]]["value"] == TrainingSettings().steps

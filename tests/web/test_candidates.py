@@ -42,7 +42,7 @@ def test_a_card_says_caption_similarity_verdict_and_gain_and_whether_it_is_taken
     for said in ("a flat sticker of <cat> & dog", "#1", "0.91", "agrees with your subject", "by 12.3%"):
         assert said in words
     assert (taken.get("aria-pressed"), other.get("aria-pressed")) == ("true", "false")
-    assert "pulls away" in " ".join(other.itertext())
+    assert "pull the model away" in " ".join(other.itertext())
 
 
 def test_a_rule_without_verdicts_and_gains_shows_none(project):
@@ -66,3 +66,41 @@ def test_the_curve_marks_the_present_choice():
 def test_the_groups_table_has_a_row_and_a_verdict_for_each_group(project):
     table = candidates.groups(project, CHOICE)
     assert table.count("<tr>") == 3 and "agrees with your subject" in table and "pulls away from your subject" in table
+
+
+def test_an_added_picture_is_labelled_and_changes_no_prediction(project):
+    added = Candidate("a/3", "a sun", 0.4, chosen=True, origin="added")
+    choice = replace(CHOICE, candidates=(*ROWS, added))
+    words = " ".join(buttons_of(project, choice)["a/3"].itertext())
+    assert "added by you" in words and "Not checked" in words and "%" not in words and "#" not in words
+    said = candidates.summary(choice)
+    assert "2 of 3 taken" in said and "falls to 88%" in said and "1 added by you is not checked" in said
+    assert "1 taken" in candidates.curve(choice)
+
+
+def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
+    other = replace(CHOICE, rule="nearest", candidates=tuple(replace(c, chosen=not c.chosen) for c in ROWS))
+    markup = candidates.cards(project, CHOICE, ["a/1", "a/2"], other)
+    assert "Nearest would leave it out" in markup and "Nearest would take it" in markup
+    assert "versus" not in candidates.cards(project, CHOICE, ["a/1", "a/2"], CHOICE)
+    said = candidates.comparison(CHOICE, other, (0.5, 0.75))
+    assert "1 of the same candidates: 0 that are taken now and 1 others" in said and "50%" in said and "75%" in said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "evidence", "says"),
+    [
+        ("valid", 0.0, "Nothing in how it pulls"),
+        ("harmful", 3.0, "20 times likelier"),
+        ("harmful", 900.0, "over 1,000 times"),
+        ("too small to judge", 3.0, "With so few"),
+    ],
+)
+def test_a_verdict_says_what_it_rests_on(project, verdict, evidence, says):
+    group = {**GROUPS[0], "verdict": verdict, "evidence": evidence}
+    assert says in candidates.groups(project, replace(CHOICE, groups=(group,)))
+
+
+def test_the_symbols_are_one_click_away(project):
+    for markup in (candidates.curve(CHOICE), candidates.groups(project, CHOICE)):
+        assert "<details" in markup and "λ" in markup and "<details open" not in markup

@@ -1,7 +1,9 @@
 """The draft of a subject: bad files change nothing, what was decided stays, a used draft knows when it was changed."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from bat_ui.errors import UserError
 from bat_ui.project import Project
@@ -70,5 +72,49 @@ def test_a_preview_is_the_picture_as_training_will_see_it(project, subject_folde
 
     path = subject_folder / "face2.png"
     drafts.add_pictures(project, [path])
-    shown = Image.open(drafts.preview(project, "face2", False) / "face2.png")
+    shown = Image.open(drafts.preview(project, Draft.load(project).pictures[0], False) / "face2.png")
     assert shown.tobytes() == prepare_subject([path], "face").images[0].tobytes()
+
+
+def test_the_square_that_was_chosen_of_a_photo_is_the_one_that_is_shown_and_used(project, tmp_path):
+    wide = Image.new("RGB", (90, 30), "red")
+    wide.paste("green", (30, 0, 60, 30))
+    wide.paste("blue", (60, 0, 90, 30))
+    for name, image in (("wide", wide), ("tall", wide.rotate(-90, expand=True))):
+        image.save(tmp_path / f"{name}.png")
+        drafts.add_pictures(project, [tmp_path / f"{name}.png"])
+        for part, colour in (("middle", "green"), ("start", "red"), ("end", "blue")):
+            picture = next(p for p in drafts.set_crop(project, name, part).pictures if p.name == name)
+            shown = Image.open(drafts.preview(project, picture, False) / f"{name}.png")
+            assert shown.size == (30, 30) and shown.getcolors() == [(900, ImageColor.getrgb(colour))], (name, part)
+    with pytest.raises(UserError, match="no such part"):
+        drafts.set_crop(project, "wide", "nonsense")
+
+
+def test_there_is_nothing_to_crop_in_squares_drawings_cut_outs_and_where_shapes_are_kept(project, tmp_path):
+    Image.new("RGB", (60, 30), "red").save(tmp_path / "wide.png")
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "square.png")
+    drafts.add_pictures(project, sorted(tmp_path.glob("*.png")))
+    square, wide = Draft.load(project).pictures
+    assert drafts.crop_of(project, square, False) is None and drafts.crop_of(project, wide, True) is None
+    assert drafts.crop_of(project, wide, False, square=False) is None
+    assert drafts.crop_of(project, wide, False) == (0.25, 0, 0.75, 1)
+    whole = Image.open(drafts.preview(project, wide, False, square=False) / "wide.png")
+    assert whole.size == (60, 30)
+
+
+def test_the_template_makes_the_captions_of_pictures_without_one_and_braces_are_text(project, subject_folder):
+    drafts.add_pictures(project, [subject_folder / "face1.png"])
+    draft = drafts.change(project, class_noun="cat", template="{identifier} the {class_noun} {0}")
+    assert drafts.default_caption(draft, "unused") == "sks the cat {0}"
+    assert drafts.as_subject(project, draft, "unused").captions == ("sks the cat {0}",)
+
+
+def test_browsers_that_open_a_project_at_once_draw_its_previews_once(project, subject_folder, monkeypatch):
+    drafts.add_pictures(project, [subject_folder / "face0.png"])
+    [picture] = Draft.load(project).pictures
+    made, real = [], drafts.prepare_subject
+    monkeypatch.setattr(drafts, "prepare_subject", lambda *a, **k: made.append(a) or real(*a, **k))
+    with ThreadPoolExecutor(16) as pool:
+        folders = set(pool.map(lambda _: drafts.preview(project, picture, False), range(16)))
+    assert len(made) == len(folders) == 1 and (folders.pop() / "face0.png").is_file()

@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
+from bat_ui import queue, registry
 from bat_ui.files import write_json
-from bat_ui.project import new_project
 from bat_ui.web.page import _furthest, build_page
 from bat_ui.web.theme import make_theme
 
 
 @pytest.fixture(scope="module")
 def page():
-    return build_page("sticker")
+    return build_page("sticker")[0]
 
 
 def test_analytics_are_off_and_old_uploads_are_deleted(page):
@@ -34,17 +34,24 @@ def test_the_command_line_says_its_options_and_listens_to_this_machine_only():
 
 @pytest.mark.parametrize(
     "files, step",
-    [((), 1), (("subject/subject.json",), 2), (("subject/subject.json", "lora/weights.safetensors"), 4)],
+    [
+        ((), 1),
+        (("subject/subject.json",), 2),
+        (("subject/subject.json", "runs/001/status/train.json"), 3),
+        (("subject/subject.json", "runs/001/lora/weights.safetensors"), 4),
+    ],
 )
 def test_a_project_opens_at_the_last_step_with_something_to_look_at(files, step):
-    project = new_project()
+    project = registry.make()
     for name in files:
-        (project.folder / name).parent.mkdir(exist_ok=True)
-        (project.folder / name).write_text(json.dumps({}))
+        (project.folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (project.folder / name).write_text(json.dumps({"state": "stopped"}))
     assert _furthest(project) == step and _furthest(None) == 1
 
 
-def test_a_stopped_training_opens_at_training():
-    project = new_project()
-    write_json(project.status_file("train"), {"verb": "train", "state": "stopped"})
-    assert _furthest(project) == 3
+def test_a_project_opens_at_the_step_whose_job_waits():
+    project = registry.make()
+    write_json(project.subject_marker, {})
+    job = queue.add(project, "select")
+    assert _furthest(project) == 2
+    queue.stop(job)

@@ -5,7 +5,7 @@ import pytest
 
 from bat_ui.errors import UserError
 from bat_ui.project import new_project
-from bat_ui.web.parts import UNEXPECTED, address, alert, answering, opened, time_left
+from bat_ui.web.parts import UNEXPECTED, address, alert, answering, once_a_second, opened, time_left
 
 
 @pytest.fixture()
@@ -52,3 +52,12 @@ def test_a_new_project_is_found_again_and_its_files_have_an_address():
     assert opened(project.folder.name) == project
     (project.folder / "a b.png").write_bytes(b"")
     assert "/a%20b.png?v=" in address(project.folder / "a b.png")
+
+
+def test_many_who_ask_in_one_second_share_one_look(monkeypatch):
+    now, looks = [100.2], []
+    monkeypatch.setattr("bat_ui.web.parts.time.monotonic", lambda: now[0])
+    look = once_a_second(lambda what: looks.append(what) or len(looks))
+    assert [look("a"), look("a"), look("b"), look("a")] == [1, 1, 2, 1]
+    now[0] = 101.0
+    assert look("a") == 3 and looks == ["a", "b", "a"]
