@@ -7,18 +7,22 @@ new one from the saved sketches alone, without the model.  No score is ever made
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
 from bat_ui.albat.selection import RULES, Assessment, Sketches, assess
 from bat_ui.albat.selection import select as rank_candidates
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, replacing, write_json
+
+SEARCH, ADDED, OWN = "search", "added", "own"  # where a candidate is from
+COMPARABLE = ("albat", "without_validity", "without_benefit", "nearest", "random")
 
 _judging = Lock()
 
@@ -30,7 +34,7 @@ class Candidate:
     similarity: largest CLIP cosine to a subject picture; group: label of pictures alike in CLIP space; verdict: the
     group's (theory.md, Proposition 1); gain: by how much the picture lowers the predicted error, as a part of the error
     without any (Proposition 2); rank: place in the rule's order, from 1; chosen: whether training uses it; weight: how
-    often, relative to the mean.
+    often, relative to the mean; origin: found by the search, added out of the store by hand, or the user's own picture.
     """
 
     id: str
@@ -42,12 +46,19 @@ class Candidate:
     rank: int | None = None
     chosen: bool = False
     weight: float = 1.0
+    origin: str = SEARCH
+
+    @property
+    def unchecked(self) -> bool:
+        """True for a picture that a person added and no rule has looked at: it is taken or dropped by hand alone."""
+        return self.origin != SEARCH and self.verdict is None and self.rank is None
 
 
 @dataclass(frozen=True)
 class Choice:
     """All candidates, ranked ones first. `errors` is the predicted-error curve relative to no picture, `knee` its bend,
-    `groups` the verdicts with their evidence, `dropped` and `kept` what the user changed by hand."""
+    `groups` the verdicts with their evidence, `dropped` and `kept` what the user changed by hand, `store` what the
+    store says of itself (StoreInfo.summary), with its `place` unless it is the backbone's own."""
 
     rule: str
     candidates: tuple[Candidate, ...]
@@ -57,12 +68,60 @@ class Choice:
     groups: tuple[dict, ...] = ()
     dropped: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    store: str = ""
+    store: dict = field(default_factory=dict)
 
     @property
     def chosen(self) -> tuple[Candidate, ...]:
         """The candidates that training will use."""
         return tuple(c for c in self.candidates if c.chosen)
+
+    @property
+    def looked_at(self) -> tuple[Candidate, ...]:
+        """The candidates that the rule has looked at."""
+        return tuple(c for c in self.candidates if not c.unchecked)
+
+    @property
+    def extra(self) -> tuple[Candidate, ...]:
+        """The candidates that a person added and the rule has not looked at."""
+        return tuple(c for c in self.candidates if c.unchecked)
+
+    @property
+    def comparable(self) -> tuple[str, ...]:
+        """The rules that can choose from the same candidates at once, from what is known of them."""
+        if not self.looked_at:
+            return ()
+        return COMPARABLE if self.groups else ("nearest", "random")
+
+    def reason(self, c: Candidate) -> str:
+        """Why a candidate is taken or left out, in one sentence for people who know pictures and not statistics."""
+        if c.unchecked:
+            by = "you added it" if c.origin == ADDED else "it is your own picture"
+            return f"{'Taken' if c.chosen else 'Left out by hand'}: {by}. Not checked against your subject."
+        if c.id in self.kept:
+            return "Taken: you took it by hand."
+        if c.id in self.dropped:
+            return "Left out: you dropped it by hand."
+        taken = "Taken" if c.chosen else "Left out"
+        if self.rule == "random":
+            return f"{taken}: drawn by lot."
+        if self.rule == "nearest" and c.rank:
+            return f"{taken}: number {c.rank:,} of those that look most like your pictures."
+        if c.rank is None:
+            return {
+                "harmful": "Left out: training on its kind would pull the model away from your subject.",
+                "doubtful": "Left out: its kind may disagree with your subject.",
+                "too small to judge": "Left out: too few pictures are like it to tell whether they agree with your subject.",
+            }.get(c.verdict, "Left out: the rule has no use for it.")
+        if self.rule == "without_benefit":
+            return f"{taken}: its kind agrees with your subject; among those, it was drawn by lot."
+        gain = "less than 0.1%" if c.gain is None or c.gain < 0.0005 else f"{c.gain:.1%}"
+        if self.rule == "without_validity":
+            return (
+                f"{taken}: it lowers the predicted error by {gain}{'' if c.chosen else ' only'}; its kind was not asked for."
+            )
+        if c.chosen:
+            return f"Taken: its kind agrees with your subject, and it lowers the predicted error by {gain}."
+        return f"Left out: its kind agrees with your subject, but beside those taken it lowers the error by {gain} only."
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -73,6 +132,14 @@ class Choice:
         record = read_json(path)
         if record is None:
             raise UserError("No backbone pictures are chosen yet: run the selection first.")
+        return cls.from_record(record)
+
+    @classmethod
+    def from_record(cls, record: dict) -> Choice:
+        """The inverse of `asdict`, also after a way through JSON."""
+        record = dict(record)
+        if isinstance(record.get("store"), str):  # a project from before stores said more than their title
+            record["store"] = {"title": record["store"]}
         record["candidates"] = tuple(Candidate(**c) for c in record["candidates"])
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in record.items()})
 
@@ -92,13 +159,12 @@ def load_sketches(path: Path) -> Sketches:
 
 def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) -> Choice:
     """Rank the candidates by `choice.rule`, its number and what was dropped and kept by hand (theory.md, step 6)."""
-    selection = rank_candidates(
-        sketches, assessment, choice.rule, choice.num_backbone, excluded=choice.dropped, forced=choice.kept
-    )
+    place = {name: i for i, name in enumerate(sketches.ids)}
+    dropped, kept = (tuple(id for id in ids if id in place) for ids in (choice.dropped, choice.kept))
+    selection = rank_candidates(sketches, assessment, choice.rule, choice.num_backbone, excluded=dropped, forced=kept)
     unit = float(selection.errors[0]) if len(selection.errors) else 1.0
     rank_of = {sketches.ids[i]: rank for rank, i in enumerate(selection.order.tolist(), start=1)}
     gain_of = {sketches.ids[i]: float(gain) / unit for i, gain in zip(selection.order.tolist(), selection.gains)}
-    place = {name: i for i, name in enumerate(sketches.ids)}
     chosen = set(selection.chosen)
     candidates = tuple(
         replace(
@@ -110,9 +176,10 @@ def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) 
             chosen=c.id in chosen,
         )
         for c in choice.candidates
+        if c.id in place
     )
-    last = len(candidates)
-    candidates = tuple(sorted(candidates, key=lambda c: (c.rank or last + 1, -(c.similarity or 0), c.id)))
+    last, others = len(candidates), tuple(c for c in choice.candidates if c.id not in place)
+    candidates = tuple(sorted(candidates, key=lambda c: (c.rank or last + 1, -(c.similarity or 0), c.id))) + others
     errors = tuple(float(e) / unit for e in selection.errors)
     return replace(choice, candidates=candidates, errors=errors, knee=int(selection.knee))
 
@@ -134,24 +201,34 @@ def _judged(sketches_path: Path, changed: int) -> tuple[Sketches, Assessment]:
 
 
 def revise(
-    choice: Choice, sketches_path: Path, *, dropped: Iterable[str], kept: Iterable[str], num_backbone: int | None
+    choice: Choice,
+    sketches_path: Path,
+    *,
+    dropped: Iterable[str],
+    kept: Iterable[str],
+    num_backbone: int | None,
+    extra: Iterable[Candidate] | None = None,
 ) -> Choice:
     """The choice with just these pictures dropped and kept by hand and this number; ranks and predictions follow at once.
 
-    Without a predicted-error curve `num_backbone` None leaves the number as it is.  Raises UserError for ids that are
-    not candidates.
+    Without a predicted-error curve `num_backbone` None leaves the number as it is.  `extra` are the candidates that a
+    person added, as before if None; they come on top of the number and are taken unless they are dropped.  Raises
+    UserError for ids that are not candidates.
     """
+    extra = choice.extra if extra is None else tuple(extra)
+    known = {c.id for c in (*choice.looked_at, *extra)}
     dropped, kept = set(dropped), set(kept)
-    unknown = (dropped | kept) - {c.id for c in choice.candidates}
+    unknown = (dropped | kept) - known
     if unknown:
         raise UserError(f"{sorted(unknown)[0]} is not among the candidates: choose one from the list.")
-    choice = replace(choice, dropped=tuple(sorted(dropped)), kept=tuple(sorted(kept)))
+    extra = tuple(replace(c, chosen=c.id not in dropped) for c in extra)
+    choice = replace(choice, candidates=choice.looked_at + extra, dropped=tuple(sorted(dropped)), kept=tuple(sorted(kept)))
     if choice.rule in RULES:
         return apply_selection(replace(choice, num_backbone=num_backbone), *judge(sketches_path))
     number = choice.num_backbone if num_backbone is None else num_backbone
-    chosen = {c.id for c in choice.candidates if c.rank and c.rank <= (number or 0)} - dropped | kept
-    candidates = tuple(replace(c, chosen=c.id in chosen) for c in choice.candidates)
-    return replace(choice, candidates=candidates, num_backbone=number)
+    chosen = {c.id for c in choice.looked_at if c.rank and c.rank <= (number or 0)} - dropped | kept
+    candidates = tuple(replace(c, chosen=c.id in chosen) for c in choice.looked_at)
+    return replace(choice, candidates=candidates + extra, num_backbone=number)
 
 
 def toggle(choice: Choice, id: str, sketches_path: Path) -> Choice:
@@ -159,10 +236,66 @@ def toggle(choice: Choice, id: str, sketches_path: Path) -> Choice:
 
     Where the rule by itself decides so, the picture is left to the rule again, so that two toggles change nothing.
     """
-    wanted = id not in {c.id for c in choice.chosen}
-    dropped, kept = set(choice.dropped) - {id}, set(choice.kept) - {id}
+    return mark(choice, [id], id not in {c.id for c in choice.chosen}, sketches_path)
+
+
+def mark(choice: Choice, ids: Iterable[str], wanted: bool, sketches_path: Path) -> Choice:
+    """The choice with these pictures taken, or with none of them; what the rule decides so by itself is left to it.
+
+    Raises UserError for ids that are not candidates.
+    """
+    ids = set(ids)
+    dropped, kept = set(choice.dropped) - ids, set(choice.kept) - ids
     free = revise(choice, sketches_path, dropped=dropped, kept=kept, num_backbone=choice.num_backbone)
-    if (id in {c.id for c in free.chosen}) == wanted:
+    taken = {c.id for c in free.chosen}
+    others = ids - taken if wanted else ids & taken
+    if not others:
         return free
-    (kept if wanted else dropped).add(id)
+    # Whoever drops one picture frees a place for the next; of a group none may take it.
+    (kept if wanted else dropped).update(ids if len(ids) > 1 else others)
     return revise(choice, sketches_path, dropped=dropped, kept=kept, num_backbone=choice.num_backbone)
+
+
+def mark_group(choice: Choice, group: int, wanted: bool, sketches_path: Path) -> Choice:
+    """The choice with all pictures of a group taken, or with none.  Raises UserError if there is no such group."""
+    ids = [c.id for c in choice.looked_at if c.group == group]
+    if not ids:
+        raise UserError("There is no such group: choose one from the list.")
+    return mark(choice, ids, wanted, sketches_path)
+
+
+def by_rule(choice: Choice, rule: str, sketches_path: Path) -> Choice:
+    """What another rule would choose from the same candidates, as many as are taken now, without any change by hand.
+
+    Nothing is computed anew but the order: `nearest` goes by the similarity that is known, `random` draws among these
+    candidates.  Raises UserError for a rule that needs what this choice does not have.
+    """
+    if rule not in choice.comparable:
+        raise UserError("This rule needs a search of its own: choose it above and find helpful pictures again.")
+    number = sum(c.chosen for c in choice.looked_at)
+    dropped = tuple(c.id for c in choice.extra if not c.chosen)
+    blank = replace(choice, rule=rule, dropped=dropped, kept=(), num_backbone=number, errors=(), knee=None)
+    if rule in RULES:
+        return apply_selection(blank, *judge(sketches_path))
+    rows = sorted(choice.looked_at, key=lambda c: c.id)
+    if rule == "nearest":
+        rows.sort(key=lambda c: -(c.similarity or 0))
+    else:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+        rows = [rows[i] for i in order]
+    ranked = (replace(c, rank=n, gain=None, chosen=n <= number) for n, c in enumerate(rows, start=1))
+    return replace(blank, candidates=tuple(ranked) + choice.extra)
+
+
+def predicted_error(choice: Choice, ids: Iterable[str], sketches_path: Path) -> float | None:
+    """The predicted error with just these candidates, as a part of the error without any; None where nothing predicts.
+
+    The same measure for whatever rule chose them; what no rule has looked at does not count.
+    """
+    if not choice.groups:
+        return None
+    known = {c.id for c in choice.looked_at}
+    ids = tuple(sorted(known & set(ids)))
+    sketches, assessment = judge(sketches_path)
+    found = rank_candidates(sketches, assessment, "without_validity", forced=ids, limit=len(ids))
+    return float(found.errors[-1] / found.errors[0]) if ids else 1.0

@@ -26,9 +26,16 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 class ClipSpace:
     """One loaded CLIP model, in evaluation mode and float32; make it with `ClipSpace.load`."""
 
-    def __init__(self, model: torch.nn.Module, preprocess: Callable, tokenizer: Callable, device: str | torch.device):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        preprocess: Callable[[Image.Image], torch.Tensor],
+        tokenizer: Callable,
+        device: str | torch.device,
+        source: str = "",
+    ):
         self.model, self.preprocess, self.tokenizer = model.eval().requires_grad_(False), preprocess, tokenizer
-        self.device = torch.device(device)
+        self.device, self.source = torch.device(device), source
 
     @classmethod
     def load(cls, source: str | Path, device: str | torch.device = "cpu") -> ClipSpace:
@@ -46,7 +53,7 @@ class ClipSpace:
             tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as e:
             raise UserError(f"The CLIP model '{source}' could not be loaded: {' '.join(str(e).split())[:300]}") from e
-        return cls(model, preprocess, tokenizer, device)
+        return cls(model, preprocess, tokenizer, device, str(source))
 
     @cached_property
     def dim(self) -> int:
@@ -65,6 +72,11 @@ class ClipSpace:
     def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Unit vectors (n, d), float32 on the CPU, of pictures of any size and mode; transparency is seen on white."""
         return self._embed(images, lambda batch: torch.stack([self.preprocess(_on_white(i)) for i in batch]), "image")
+
+    @torch.no_grad()
+    def embed_prepared(self, batch: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (n, d), float32 on the CPU, of pictures (n, 3, size, size) that went through `preprocess`."""
+        return self.model.encode_image(batch.to(self.device), normalize=True).float().cpu()
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit vectors (n, d), float32 on the CPU; what exceeds the model's context length is cut off."""

@@ -5,6 +5,7 @@ In: a backbone, prompts, settings, perhaps a LoRA file.  Out: PIL pictures in th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,19 +43,26 @@ def generate(
         pipeline.set_adapters(LOADED, settings.adapter_scale)
     what = "Generating samples" if lora_folder is None else "Generating samples with the adapter"
 
+    images: list[Image.Image] = []
+
     def after_step(_pipeline, step: int, _timestep, values: dict) -> dict:
-        progress(what, step + 1, settings.steps)
+        done = len(images) // backbone.preset.pictures * settings.steps
+        progress(what, done + step + 1, settings.steps * math.ceil(len(prompts) / backbone.preset.pictures))
         return values
 
     try:
-        generators = [torch.Generator().manual_seed(settings.seed + i) for i in range(len(prompts))]
-        return pipeline(
-            list(prompts),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            generator=generators,
-            callback_on_step_end=after_step,
-        ).images
+        at_once = backbone.preset.pictures
+        with backbone.drawing():
+            for first in range(0, len(prompts), at_once):
+                seeds = range(first, min(first + at_once, len(prompts)))
+                images += pipeline(
+                    [prompts[i] for i in seeds],
+                    num_inference_steps=settings.steps,
+                    guidance_scale=settings.guidance,
+                    generator=[torch.Generator().manual_seed(settings.seed + i) for i in seeds],
+                    callback_on_step_end=after_step,
+                ).images
+        return images
     finally:
         if lora_folder is not None:
             pipeline.unload_lora_weights()

@@ -1,11 +1,14 @@
-"""What this machine is, in words, for reports, model cards and benchmarks."""
+"""What this machine is, in words, for reports, model cards and benchmarks, and what suits it."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +23,56 @@ def describe_hardware() -> str:
 
 
 def best_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
+    """This process's GPU if there is one (the first, unless `accelerate launch` runs several processes), else the CPU."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """float32 on CPUs, where half precision is emulated; bfloat16 on GPUs that have it, else float16."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+def gpus() -> int:
+    """How many GPUs this machine has."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def gigabytes(device: torch.device) -> float | None:
+    """Memory of the GPU; None for a CPU."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory / 1e9 if device.type == "cuda" else None
+
+
+def devices() -> list[str]:
+    """What can compute at the same time: every GPU by its number, else the processor."""
+    return [f"cuda:{i}" for i in range(gpus())] or ["cpu"]
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory that this process has held so far, in bytes: `ram` and, where a GPU is in use, `gpu`."""
+    found = {"ram": _peak_ram()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["gpu"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+def _peak_ram() -> int:
+    try:  # not getrusage, which begins with what the parent process held
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)  # Windows; elsewhere what is held now
 
 
 def _processor() -> str:

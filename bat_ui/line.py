@@ -7,31 +7,39 @@ line and the benchmarks all call these functions and add nothing to them.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
+from bat_ui.additions import brought_along, counts, pictures_of, save_candidates
 from bat_ui.albat.selection import assess
 from bat_ui.albat.validity import GroupVerdict
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
-from bat_ui.choice import Candidate, Choice, apply_selection, save_sketches
+from bat_ui.choice import OWN, SEARCH, Candidate, Choice, apply_selection, save_sketches
 from bat_ui.errors import UserError
-from bat_ui.files import read_json_lines, write_json
+from bat_ui.files import keep_json_lines, read_json_lines, remove_drafts, write_json
 from bat_ui.generation import contact_sheet, generate
-from bat_ui.project import Progress, Project
-from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings
+from bat_ui.hardware import peak_memory
+from bat_ui.project import Progress, Project, Run
+from bat_ui.samples import STEP
+from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
 from bat_ui.sketching import sketch_candidates
+from bat_ui.store.catalogue import store_place
 from bat_ui.store.shortlist import Shortlist, shortlist
 from bat_ui.store.sticker import open_sticker_store
 from bat_ui.store.table import Store
-from bat_ui.subject import Subject, prepare_subject
+from bat_ui.subject import Box, Subject, prepare_subject
 from bat_ui.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
-from bat_ui.training.loop import Encoded, new_optimizer, train
+from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora, save_lora
+from bat_ui.training.processes import processes
+from bat_ui.validation import Validation
 
 DEFAULT_NUMBER = 40  # pictures that the rules without a predicted-error curve take
 RANDOM_PART = 0.25  # part of ALBAT's shortlist that is drawn from the whole store, so that it can reach beyond neighbours
@@ -47,13 +55,18 @@ def prepare(
     class_noun: str,
     *,
     template: str,
+    square: bool = True,
+    size: int = 512,
     captions: Sequence[str | None] | None = None,
     cut_out: bool = False,
     identifier: str = "sks",
+    crops: Sequence[Box | None] | None = None,
 ) -> Subject:
     """Check and prepare the subject's pictures; the project is touched only when all of them are good."""
     started = time.perf_counter()
-    subject = prepare_subject(sources, class_noun, identifier, captions=captions, caption_template=template, cut_out=cut_out)
+    subject = prepare_subject(
+        sources, class_noun, identifier, captions, template, cut_out=cut_out, size=size, crops=crops, square=square
+    )
     subject.save(project.subject)
     settings = {
         "class_noun": class_noun,
@@ -74,86 +87,137 @@ def select(
 ) -> Choice:
     """Choose backbone pictures by `settings.rule` and save selection.json, with the sketches where ALBAT made some.
 
-    The surrogate is trained as the final run will be, for `settings.surrogate_steps`.  Raises UserError for an unknown
-    rule or a missing subject.
+    The surrogate is trained as the final run will be, for `settings.surrogate_steps`.  What a person added to the last
+    choice is looked at by ALBAT, too, and kept as it is by the other rules.  Raises UserError for an unknown rule, a
+    missing subject, or a store that is missing or was made with another CLIP model.
     """
     if settings.rule not in RULES:
         raise UserError(f'There is no rule "{settings.rule}": choose one of {", ".join(RULES)}.')
     subject = Subject.load(project.subject)
     clock = Clock()
     if settings.rule == "none":
-        choice = Choice("none", (), 0)
+        opened, choice = None, Choice("none", (), 0)
     else:
         progress("Opening the backbone store", 0, 1)
-        store = open_store(backbone, progress)
+        opened = open_store(backbone, progress, settings.store)
         clock.lap("store")
         choose = {"albat": _choose_by_albat, "nearest": _choose_nearest, "random": _choose_at_random}[settings.rule]
-        choice = choose(project, backbone, store, subject, settings, training, progress, clock)
-        _save_candidates(project, store, choice)
+        choice = choose(project, backbone, opened, subject, settings, training, progress, clock)
+        choice = replace(choice, store=opened.info.summary | ({"place": opened.place.uri} if settings.store else {}))
+    known = {c.id for c in choice.candidates}
+    further = tuple(c for c in brought_along(project, opened) if c.id not in known)
+    if opened is None:  # "your pictures alone" means just that; they are there to be taken again
+        further = tuple(replace(c, chosen=False) for c in further)
+        choice = replace(choice, dropped=tuple(sorted(c.id for c in further)))
+    choice = replace(choice, candidates=choice.candidates + further)
+    save_candidates(project, choice.candidates, opened)
     choice.save(project.choice)
-    project.add_to_report("selection", {"settings": settings, "chosen": len(choice.chosen), "seconds": clock.seconds})
+    project.choice_history.unlink(missing_ok=True)
+    about = {key: value for key, value in choice.store.items() if key != "place"}
+    report = {"settings": settings, "chosen": len(choice.chosen), "store": about, "seconds": clock.seconds}
+    report |= {"taken": counts(choice)}
+    project.add_to_report("selection", report)
     return choice
 
 
 def run_training(
-    project: Project,
+    run: Run,
     backbone: Backbone,
     settings: TrainingSettings,
     progress: Progress = silent,
     stop: Callable[[], bool] = lambda: False,
     resume: bool = False,
+    validation: ValidationSettings | None = None,
 ) -> bool:
     """Train the adapter on the subject and the chosen pictures; True if it ran to the end, False if it was stopped.
 
     Writes losses.jsonl as it goes, a checkpoint every `settings.checkpoint_every` steps and when stopped, and the final
-    adapter.  With `resume` it goes on from the last complete checkpoint, to the same weights as an uninterrupted run.
+    adapter; with `validation`, samples and metrics of each checkpoint but a stopped one's.  With `resume` it goes on from
+    the last complete checkpoint, to the same weights as an uninterrupted run, whatever ended it and whatever was drawn.
+    Raises UserError for a resume with settings that its checkpoints were not made with.
     """
-    clock = Clock()
-    subject = encode_subject(backbone, Subject.load(project.subject))
-    chosen = encode_chosen(backbone, Choice.load(project.choice), progress)
+    clock, together = Clock(), processes()
+    checkpoint = latest_checkpoint(run.checkpoints) if resume else None
+    if checkpoint is not None:
+        _check_settings(run.remembered(TrainingSettings), settings)
+    prepared = Subject.load(run.subject)
+    subject = encode_subject(backbone, prepared, bucketed=backbone.photos)
+    choice = Choice.load(run.choice)
+    chosen = encode_chosen(backbone, run, choice, progress)
     clock.lap("encoding")
-    checkpoint = latest_checkpoint(project.checkpoints) if resume else None
-    if checkpoint is None:
-        shutil.rmtree(project.checkpoints, ignore_errors=True)
-        shutil.rmtree(project.lora, ignore_errors=True)
+    together.wait()  # until all have looked for a checkpoint
+    if together.is_main:
+        _clear(run, everything=checkpoint is None)
+        run.remember(settings, *([validation] if validation else []))
     finished = True
-    with lora(backbone, settings.rank, settings.seed) as weights:
-        optimizer = new_optimizer(weights, settings)
+    with lora(backbone, settings.rank, settings.seed, settings.text_encoder) as weights:
+        optimizer = new_optimizer(weights, settings, backbone.preset)
         start = restore_checkpoint(checkpoint, weights, optimizer) if checkpoint else 0
-        kept = [row for row in read_json_lines(project.losses) if row["step"] <= start]  # no step is logged twice
-        with open(project.losses, "w", encoding="utf-8") as log:
-            log.writelines(json.dumps(row) + "\n" for row in kept)
+        if together.is_main:
+            keep_json_lines(run.losses, lambda row: row["step"] <= start)  # no step is logged twice
+        validate = Validation(run, backbone, prepared, validation, start, progress) if validation else lambda step: None
+        due = {*range(0, settings.steps, settings.checkpoint_every), settings.steps}
+        if start in due:
+            validate(start)
+            clock.lap("validation")
+        with open(run.losses if together.is_main else os.devnull, "a", encoding="utf-8") as log:
             for step in train(backbone, weights, optimizer, subject, chosen, settings, start):
                 row = {"step": step.number, "subject": step.subject_loss, "backbone": step.backbone_loss}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
                 progress("Training", step.number, settings.steps)
-                finished = step.number == settings.steps or not stop()
-                if step.number % settings.checkpoint_every == 0 or not finished or step.number == settings.steps:
-                    save_checkpoint(project.checkpoints, step.number, backbone, weights, optimizer)
+                finished = step.number == settings.steps or not together.agree(stop(), backbone.device)
+                if together.is_main and (step.number in due or not finished):
+                    os.fsync(log.fileno())  # a checkpoint's losses are on disk before it is
+                    save_checkpoint(run.checkpoints, step.number, backbone, weights, optimizer)
+                clock.lap("training")
                 if not finished:
                     break
-        save_lora(backbone, project.lora)
+                if step.number in due:
+                    validate(step.number)
+                    clock.lap("validation")
+                    progress("Training", step.number, settings.steps)
+        if not together.is_main:
+            return finished
+        save_lora(backbone, run.lora)
     clock.lap("training")
-    losses = read_json_lines(project.losses)
+    losses = read_json_lines(run.losses)
     last = losses[-50:]
     mean = {k: sum(r[k] for r in last) / len(last) for k in ("subject", "backbone") if last and last[0][k] is not None}
-    counts = {"subject": len(subject), "backbone": len(chosen) if chosen is not None else 0}
-    project.add_to_report(
+    pictures = {"subject": len(subject), "backbone": len(chosen) if chosen is not None else 0}
+    run.add_to_report(
         "training",
         {
             "settings": settings,
-            "pictures": counts,
+            "pictures": pictures | {"backbone_by_origin": counts(choice)},
             "steps": losses[-1]["step"] if losses else 0,
             "loss_of_last_50_steps": mean,
+            "memory": peak_memory(),
             "seconds": clock.seconds,
         },
     )
     return finished
 
 
+def _clear(run: Run, everything: bool) -> None:
+    """Make room for a run: what was left unfinished and, if it begins anew, what an earlier one left."""
+    for folder in (run.checkpoints, run.samples):
+        remove_drafts(folder)
+    if everything:
+        for folder in (run.checkpoints, run.lora, *run.samples.glob(f"{STEP}*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_settings(before: TrainingSettings, now: TrainingSettings) -> None:
+    for field in fields(TrainingSettings):
+        was, given = getattr(before, field.name), getattr(now, field.name)
+        if was != given and field.name not in ("steps", "checkpoint_every"):
+            name = field.name.replace("_", " ")
+            raise UserError(f"This run was begun with {name} {was}: resume it with the same, or begin anew for {given}.")
+
+
 def run_generation(
-    project: Project,
+    run: Run,
     backbone: Backbone,
     prompts: Sequence[str],
     settings: GenerationSettings,
@@ -167,23 +231,25 @@ def run_generation(
     """
     clock = Clock()
     prompts = [prompts[i * len(prompts) // settings.num_images] for i in range(settings.num_images)]
-    pictures = generate(backbone, prompts, settings, project.lora, progress)
+    pictures = generate(backbone, prompts, settings, run.lora, progress)
     clock.lap("with_adapter")
     without = generate(backbone, prompts, settings, None, progress) if compare else []
     clock.lap("without_adapter")
-    shutil.rmtree(project.samples, ignore_errors=True)
-    (project.samples / "without").mkdir(parents=True)
+    shutil.rmtree(run.samples / "without", ignore_errors=True)
+    for old in (run.samples / "samples.json", *run.samples.glob("*.png")):
+        old.unlink(missing_ok=True)
+    (run.samples / "without").mkdir(parents=True)
     names = [f"{i:03d}.png" for i in range(len(pictures))]
     for name, picture in zip(names, pictures):
-        picture.save(project.samples / name)
+        picture.save(run.samples / name)
     for name, picture in zip(names, without):
-        picture.save(project.samples / "without" / name)
+        picture.save(run.samples / "without" / name)
     rows = [("with the adapter", pictures)] + ([("without", without)] if compare else [])
-    contact_sheet(rows).save(project.folder / "contact_sheet.png")
+    contact_sheet(rows).save(run.folder / "contact_sheet.png")
     listing = [{"file": n, "prompt": p, "seed": settings.seed + i} for i, (n, p) in enumerate(zip(names, prompts))]
-    write_json(project.samples / "samples.json", listing)
-    project.add_to_report("generation", {"settings": settings, "samples": listing, "seconds": clock.seconds})
-    return [project.samples / name for name in names]
+    write_json(run.samples / "samples.json", listing)
+    run.add_to_report("generation", {"settings": settings, "samples": listing, "seconds": clock.seconds})
+    return [run.samples / name for name in names]
 
 
 class Clock:
@@ -191,16 +257,26 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._exact: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`."""
-        self.seconds[name] = _since(self._last)
-        self._last = time.perf_counter()
+        """Book the time since the last lap under `name`, beside what is there."""
+        now = time.perf_counter()
+        self._exact[name] = self._exact.get(name, 0.0) + now - self._last
+        self.seconds[name] = round(self._exact[name], 2)
+        self._last = now
 
 
-def open_store(backbone: Backbone, progress: Progress = silent) -> Store:
-    """The store that goes with the backbone, built first if need be."""
+def open_store(backbone: Backbone, progress: Progress = silent, store: str | None = None) -> Store:
+    """The ingested store of that name or place, or the one that goes with the backbone, built first if need be.
+
+    Raises UserError if there is no such store, or if its vectors are not of the backbone's CLIP model.
+    """
+    if store:
+        opened = Store.open(store_place(store))
+        opened.check_encoder(backbone.clip.digest)
+        return opened
 
     def report(items, desc: str, total: int, unit: str):
         for i, item in enumerate(items):
@@ -228,32 +304,39 @@ def find_candidates(
     )
 
 
-def encode_subject(backbone: Backbone, subject: Subject) -> Encoded:
+def encode_subject(backbone: Backbone, subject: Subject, bucketed: bool = False) -> Encoded:
     """The subject's pictures with their captions, ready for training."""
-    return Encoded(backbone.encode_images(subject.images), backbone.encode_captions(subject.captions))
+    return backbone.encode(subject.images, subject.captions, bucketed=bucketed)
 
 
-def encode_chosen(backbone: Backbone, choice: Choice, progress: Progress = silent) -> Encoded | None:
-    """The chosen backbone pictures, ready for training; None if there are none."""
+def encode_chosen(backbone: Backbone, run: Run, choice: Choice, progress: Progress = silent) -> Encoded | None:
+    """The chosen backbone pictures and the run's own ones, ready for training; None if there are none."""
     chosen = choice.chosen
     if not chosen:
         return None
-    pictures = open_store(backbone, progress).pictures([c.id for c in chosen])
+    place, store = choice.store.get("place"), None
+    if any(c.origin != OWN for c in chosen):
+        store = Store.open(place) if place else open_store(backbone, progress)
+    pictures = pictures_of(run, chosen, store)
     weights = torch.tensor([c.weight for c in chosen])
-    return Encoded(backbone.encode_images(pictures), backbone.encode_captions([c.caption for c in chosen]), weights)
+    return backbone.encode(pictures, [c.caption for c in chosen], weights, bucketed=backbone.photos)
 
 
 def _choose_by_albat(project, backbone, store, subject, settings, training, progress, clock) -> Choice:
     progress("Searching the store", 0, 1)
     found = find_candidates(store, backbone, subject, backbone.class_prompt(subject.class_noun), settings)
     clock.lap("shortlist")
-    pictures = store.pictures(found.ids)
-    candidates = Encoded(backbone.encode_images(pictures), backbone.encode_captions(found.captions))
+    further = [c for c in brought_along(project, store) if c.id not in set(found.ids)]
+    added = pictures_of(project, further, store)
+    ids, captions = (*found.ids, *(c.id for c in further)), (*found.captions, *(c.caption for c in further))
+    vectors = torch.cat([found.vectors, backbone.clip.embed_images(added)]) if further else found.vectors
+    similarity = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
+    candidates = backbone.encode(store.pictures(found.ids) + added, captions)
     surrogate = replace(training, steps=settings.surrogate_steps)
     sketches = sketch_candidates(
         backbone,
-        found.ids,
-        found.vectors,
+        ids,
+        vectors,
         candidates,
         encode_subject(backbone, subject),
         settings,
@@ -265,10 +348,11 @@ def _choose_by_albat(project, backbone, store, subject, settings, training, prog
     save_sketches(sketches, project.sketches)
     assessment = assess(sketches)
     groups = tuple(_group_record(g) for g in assessment.validity.groups)
+    origins = {c.id: c.origin for c in further}
     rows = tuple(
-        Candidate(i, caption, round(float(s), 6)) for i, caption, s in zip(found.ids, found.captions, found.similarity)
+        Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
     )
-    choice = Choice("albat", rows, settings.num_backbone, groups=groups, store=store.info.title)
+    choice = Choice("albat", rows, settings.num_backbone, groups=groups)
     choice = apply_selection(choice, sketches, assessment)
     clock.lap("ranking")
     return choice
@@ -291,28 +375,20 @@ def _choose_nearest(project, backbone, store, subject, settings, training, progr
         for r, i in enumerate(order, start=1)
     )
     clock.lap("shortlist")
-    return Choice("nearest", rows, number, store=store.info.title)
+    return Choice("nearest", rows, number)
 
 
 def _choose_at_random(project, backbone, store, subject, settings, training, progress, clock) -> Choice:
     number = min(settings.num_backbone or DEFAULT_NUMBER, store.count)
     order = torch.randperm(store.count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    ids = [store.ids[i] for i in order[: max(number, min(settings.shortlist, store.count))]]
+    ids = store.ids_at(order[: max(number, min(settings.shortlist, store.count))])
     similarity = (store.vectors_of(ids) @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
     rows = tuple(
         Candidate(i, caption, round(s, 6), rank=r, chosen=r <= number)
         for r, (i, caption, s) in enumerate(zip(ids, store.captions_of(ids), similarity), start=1)
     )
     clock.lap("shortlist")
-    return Choice("random", rows, number, store=store.info.title)
-
-
-def _save_candidates(project: Project, store: Store, choice: Choice) -> None:
-    shutil.rmtree(project.candidates, ignore_errors=True)
-    project.candidates.mkdir(parents=True)
-    ids = [c.id for c in choice.candidates]
-    for name, picture in zip(ids, store.pictures(ids)):
-        picture.save(project.candidate_picture(name))
+    return Choice("random", rows, number)
 
 
 def _group_record(verdict: GroupVerdict) -> dict:

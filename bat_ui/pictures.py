@@ -48,9 +48,14 @@ def read_picture(path: Path | str) -> Image.Image:
         raise UserError(f"There is no file {shown}: choose the picture again.")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{shown} is larger than {MAX_BYTES // 1_000_000} MB: reduce the picture and choose it again.")
+    return decode_picture(path.read_bytes(), shown)
+
+
+def decode_picture(data: bytes, shown: str) -> Image.Image:
+    """The bytes of a picture file as `read_picture` gives them, and refused as there; `shown` names it in a sentence."""
     too_many = f"{shown} has more than {MAX_PIXELS // 1_000_000} million pixels: reduce the picture and choose it again."
     try:
-        image = Image.open(io.BytesIO(path.read_bytes()), formats=["JPEG", "PNG", "WEBP"])
+        image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(too_many) from error
     except Exception as error:  # decoders meet hostile bytes with many kinds of error

@@ -1,31 +1,37 @@
 """A project on disk: one folder that holds the result of every stage and the state of whatever is running.
 
-In: a folder.  Out: the paths of its parts, its report, and status files that any process may read at any moment.
-The folder is the only truth: the page, the command line and the workers hold nothing that is not here.
+In: a folder.  Out: the paths of its parts, its settings and report, status files that any process may read at any moment,
+and its runs: the same project trained several times, each in a folder of its own that holds all that it was trained on.
+The folder is the only truth about results; names and the queue are the registry's (registry.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, write_json
-from bat_ui.hardware import describe_hardware
+from bat_ui.hardware import describe_hardware, peak_memory
+from bat_ui.processes import is_alive, started_at
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+Settings = TypeVar("Settings")
 
-VERBS = ("select", "train", "generate")
+VERBS = ("select", "train", "generate", "ingest")
 PACKAGES = ("torch", "diffusers", "peft", "open-clip-torch", "lancedb", "pillow")
 
 
@@ -35,8 +41,11 @@ def data_folder(folder: str | Path | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class Project:
-    """Paths of the stages' results. `choice` is selection.json, in the format of choice.py."""
+class Run:
+    """One training: paths of what it is made from (subject, choice) and of what it leaves.
+
+    `choice` is selection.json, in the format of choice.py.
+    """
 
     folder: Path
 
@@ -54,16 +63,9 @@ class Project:
         return self.folder / "selection.json"
 
     @property
-    def sketches(self) -> Path:
-        return self.folder / "sketches.safetensors"
-
-    @property
-    def candidates(self) -> Path:
-        return self.folder / "candidates"
-
-    def candidate_picture(self, id: str) -> Path:
-        """The picture of a candidate, for people to look at; an id may hold what no file name can."""
-        return self.candidates / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.png"
+    def own_pictures(self) -> Path:
+        """Pictures that the user added beside the backbone's, in the format of additions.py."""
+        return self.folder / "own"
 
     @property
     def lora(self) -> Path:
@@ -83,8 +85,19 @@ class Project:
         return self.folder / "losses.jsonl"
 
     @property
+    def metrics(self) -> Path:
+        """What was measured at each checkpoint, in the format of validation.py."""
+        return self.folder / "metrics.jsonl"
+
+    @property
     def samples(self) -> Path:
+        """Pictures that were asked for and, in step-NNNNNN/, those drawn at each checkpoint."""
         return self.folder / "samples"
+
+    @property
+    def exports(self) -> Path:
+        """What is there to be taken home."""
+        return self.folder / "exports"
 
     @property
     def report(self) -> Path:
@@ -97,13 +110,20 @@ class Project:
         """Its presence asks a running verb to stop, saving what it has."""
         return self.folder / "status" / f"{verb}.stop"
 
+    def log_file(self, verb: str) -> Path:
+        """What a worker prints."""
+        return self.folder / "status" / f"{verb}.log"
+
     def status(self, verb: str) -> dict:
         """The last status of a verb: state is absent, running, done, failed or stopped.
 
         A run whose process is gone without a last word is reported as failed, so that nothing stays running for ever.
         """
-        status = read_json(self.status_file(verb)) or {"verb": verb, "state": "absent"}
-        if status["state"] == "running" and not _alive(status.get("pid", -1)):
+        try:
+            status = read_json(self.status_file(verb)) or {"verb": verb, "state": "absent"}
+        except json.JSONDecodeError:  # a disk that lost power; the work's own files say how far it came
+            status = {"verb": verb, "state": "failed", "message": "Its last status was lost: start it again to go on."}
+        if status["state"] == "running" and not is_alive(status.get("pid"), status.get("pid_started")):
             status |= {"state": "failed", "message": "The run ended without a word: start it again to go on."}
         return status
 
@@ -115,6 +135,96 @@ class Project:
         report[part] = {key: asdict(value) if is_dataclass(value) else value for key, value in values.items()}
         write_json(self.report, report)
 
+    def remember(self, *parts: object) -> None:
+        """Keep settings, so that a run can go on with its own and any page that opens the project shows them."""
+        saved = read_json(self._settings) or {}
+        write_json(self._settings, saved | {type(part).__name__: asdict(part) for part in parts})
+
+    def remembered(self, kind: type[Settings]) -> Settings:
+        """The settings of that kind, its defaults where there are none."""
+        saved = (read_json(self._settings) or {}).get(kind.__name__, {})
+        names = {field.name for field in fields(kind)}
+        return kind(**{name: value for name, value in saved.items() if name in names})
+
+    @property
+    def _settings(self) -> Path:
+        return self.folder / "settings.json"
+
+
+class Project(Run):
+    """What runs are made from, and how it was found.  A project is a run itself, so that the command line needs no other;
+    further ones lie in runs/ID."""
+
+    @property
+    def sketches(self) -> Path:
+        return self.folder / "sketches.safetensors"
+
+    @property
+    def candidates(self) -> Path:
+        return self.folder / "candidates"
+
+    def candidate_picture(self, id: str) -> Path:
+        """The picture of a candidate, for people to look at; an id may hold what no file name can."""
+        return self.candidates / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.png"
+
+    def candidate_thumbnail(self, id: str) -> Path:
+        """A small copy of a candidate's picture; only large ones have one."""
+        return self.candidate_picture(id).with_suffix(".jpg")
+
+    @property
+    def choice_history(self) -> Path:
+        """Earlier choices, in the format of history.py."""
+        return self.folder / "history.json"
+
+    @property
+    def runs(self) -> list[Run]:
+        """The further runs, oldest first; a run's id is its folder's name."""
+        folders = (self.folder / "runs").glob("[0-9]*")
+        return [Run(folder) for folder in sorted(folders, key=lambda folder: (len(folder.name), folder.name))]
+
+    def run(self, id: str) -> Run:
+        """The run with that id.  Raises UserError if there is none; an id is never taken for a path."""
+        folder = self.folder / "runs" / id
+        if not re.fullmatch(r"[0-9]{3,6}", id) or not folder.is_dir():
+            raise UserError("There is no such run in this project: choose one from the list.")
+        return Run(folder)
+
+    def new_run(self, *settings: object) -> Run:
+        """A run with copies of the subject, the choice and all its pictures as they are now, and these settings.
+
+        Raises UserError if one of the two is missing.
+        """
+        if not self.subject_marker.is_file():
+            raise UserError("Finish step 1 first: press “Use these pictures” there.")
+        if not self.choice.is_file():
+            raise UserError("Finish step 2 first: find helpful pictures, or choose the rule None and press the button.")
+        draft = Run(self.folder / "runs" / f".{secrets.token_hex(8)}")
+        try:
+            shutil.copytree(self.subject, draft.subject)
+            shutil.copy(self.choice, draft.choice)
+            if self.own_pictures.is_dir():
+                shutil.copytree(self.own_pictures, draft.own_pictures)
+            self._copy_chosen(Project(draft.folder))
+            draft.remember(*settings)
+            number = 1 + max((int(run.folder.name) for run in self.runs), default=0)
+            while True:
+                try:
+                    return Run(draft.folder.rename(self.folder / "runs" / f"{number:03d}"))
+                except OSError:
+                    if not (self.folder / "runs" / f"{number:03d}").is_dir():
+                        raise
+                    number += 1  # somebody else was faster
+        finally:
+            shutil.rmtree(draft.folder, ignore_errors=True)
+
+    def _copy_chosen(self, run: Project) -> None:
+        """The chosen pictures as they were looked at, since the next search replaces the project's."""
+        run.candidates.mkdir()
+        for candidate in (read_json(self.choice) or {}).get("candidates", []):
+            picture = self.candidate_picture(candidate["id"])
+            if candidate["chosen"] and picture.is_file():
+                shutil.copy(picture, run.candidates)
+
 
 def projects_folder() -> Path:
     """Where the page keeps its projects, each in a folder named by its id."""
@@ -122,53 +232,63 @@ def projects_folder() -> Path:
 
 
 def new_project() -> Project:
-    """An empty project under a random id, which only who made it knows."""
+    """An empty project under a random id."""
     folder = projects_folder() / secrets.token_hex(8)
     folder.mkdir(parents=True)
     return Project(folder)
 
 
+def is_project_id(id: str) -> bool:
+    """True for what could be a project's id; nothing else is ever made a path of."""
+    return re.fullmatch(r"[0-9a-f]{16}", id) is not None
+
+
 def find_project(id: str) -> Project:
     """The project with that id.  Raises UserError if there is none; an id is never taken for a path."""
-    folder = projects_folder() / id if re.fullmatch(r"[0-9a-f]{16}", id) else None
+    folder = projects_folder() / id if is_project_id(id) else None
     if folder is None or not folder.is_dir():
         raise UserError("There is no such project: start a new one.")
     return Project(folder)
 
 
 class StatusWriter:
-    """Writes a verb's status file as its work goes on; call it as a Progress."""
+    """Writes a verb's status file as its work goes on; call it as a Progress.
+
+    Beside what is being done now the file keeps `parts`, by what was done: how far it came, since when, and its `pace` a
+    second, in which other parts in between do not count; and the largest memory so far, in bytes.
+    """
 
     MIN_SECONDS = 0.2  # between two writes
 
-    def __init__(self, project: Project, verb: str):
-        self.project, self.verb = project, verb
-        self.record = {"verb": verb, "state": "running", "pid": os.getpid(), "started": time.time(), "message": ""}
-        self._last = 0.0
-        project.stop_file(verb).unlink(missing_ok=True)
+    def __init__(self, run: Run, verb: str):
+        self.run, self.verb = run, verb
+        began, pid = time.time(), os.getpid()
+        self.record = {"verb": verb, "state": "running", "pid": pid, "pid_started": started_at(pid), "started": began}
+        self.record |= {"message": "", "parts": {}}
+        self._last = self._called = 0.0
+        self._busy: dict[str, list[float]] = {}  # for each part: how much was made, in how many seconds
+        run.stop_file(verb).unlink(missing_ok=True)
         self("Starting", 0, 1)
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.time()
-        if what != self.record.get("what"):
-            self.record |= {"what": what, "since": now, "first": done}
-        elif now - self._last < self.MIN_SECONDS and done < total:
+        before = self.record.get("what")
+        part = self.record["parts"].setdefault(what, {"since": now, "first": done, "done": done})
+        if what == before:
+            busy = self._busy.setdefault(what, [0, 0.0])
+            busy[0] += done - part["done"]
+            busy[1] += now - self._called
+            part["pace"] = round(busy[0] / busy[1], 3) if busy[1] > 0 else None
+        self._called = now
+        part |= {"done": done, "total": total}
+        if what == before and now - self._last < self.MIN_SECONDS and done < total:
             return
         self._last = now
-        self.record |= {"done": done, "total": total, "updated": now}
-        write_json(self.project.status_file(self.verb), self.record)
+        self.record |= {"what": what, "done": done, "total": total, "updated": now}
+        self.record |= {"since": part["since"], "first": part["first"], "memory": peak_memory()}
+        write_json(self.run.status_file(self.verb), self.record)
 
     def finish(self, state: str, message: str = "") -> None:
         """The last word: state is done, failed or stopped."""
-        self.record |= {"state": state, "message": message, "updated": time.time()}
-        write_json(self.project.status_file(self.verb), self.record)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        self.record |= {"state": state, "message": message, "updated": time.time(), "memory": peak_memory()}
+        write_json(self.run.status_file(self.verb), self.record)

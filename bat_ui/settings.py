@@ -7,8 +7,14 @@ comment are the only place where a setting is described.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+Settings = TypeVar("Settings")
 RULES = ("albat", "nearest", "random", "none")
+PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may predict
+ADAPTERS = ("diffusers", "kohya")  # forms in which an adapter is exported
+DATASETS = ("kohya-dataset", "custom-diffusion", "imagefolder")  # forms of a selection as a training set
+EXPORTS = ADAPTERS + DATASETS
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class SelectionSettings:
     draws: int = 4  # timesteps and noises for each sketch
     sketch_size: int = 1024  # numbers that a LoRA gradient is projected to
     seed: int = 0
+    store: str = ""  # an ingested store to choose from, by name or place; empty: the backbone's own
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,16 @@ class TrainingSettings:
     strength: float = 1.0  # lambda: weight of the backbone pictures' mean loss beside the subject's
     checkpoint_every: int = 100  # steps
     seed: int = 0
+    text_encoder: bool = False  # the text encoder learns, too
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """What is drawn and measured at each checkpoint of a training."""
+
+    validation_prompts: str = ""  # one a line; empty: the first captions of the subject
+    validation_images: int = 2  # pictures of each prompt, at seeds that are the same everywhere; 0: none
+    validation_steps: int = 10  # denoising steps of each, few since only runs and checkpoints are compared
 
 
 @dataclass(frozen=True)
@@ -47,3 +64,16 @@ class GenerationSettings:
     steps: int = 25
     adapter_scale: float = 1.0
     seed: int = 0
+
+
+# What suits Stable Diffusion better than the defaults above, which are the sticker backbone's.
+FOR_PHOTOS = {
+    TrainingSettings: {"steps": 800, "learning_rate": 1e-4, "batch_size": 4, "checkpoint_every": 200},
+    ValidationSettings: {"validation_steps": 20},
+    GenerationSettings: {"guidance": 7.0, "num_images": 4},
+}
+
+
+def defaults(kind: type[Settings], photos: bool, **given) -> Settings:
+    """The settings of that kind that suit a backbone for photographs or for stickers, but for those given."""
+    return kind(**(FOR_PHOTOS.get(kind, {}) if photos else {}) | given)

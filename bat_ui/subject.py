@@ -28,6 +28,8 @@ TEMPLATE = "a photo of {identifier} {class_noun}"
 STICKER_TEMPLATE = "a sticker of {identifier} {class_noun}"  # for the built-in backbone
 MARGIN = 0.06  # white around a cut-out, as a part of its longest side
 
+CROPS = ("start", "middle", "end")  # which square of a picture that is none: left or top, middle, right or bottom
+
 Box = tuple[float, float, float, float]
 
 
@@ -35,7 +37,8 @@ Box = tuple[float, float, float, float]
 class Subject:
     """The prepared pictures of one subject.
 
-    `images` are RGB squares of at most `size` pixels a side, each with its caption and a unique name to save it by.
+    `images` are RGB, squares unless `square` is False, whose shorter side has at most `size` pixels; each has a caption and
+    a unique name to save it by.
     `cut_out` says of each: "no" (not wished), "yes" (cut out, or already on white), "failed" (no subject was found).
     """
 
@@ -46,6 +49,7 @@ class Subject:
     identifier: str = "sks"
     cut_out: tuple[str, ...] = ()
     size: int = 512
+    square: bool = True
 
     def __post_init__(self) -> None:
         if not self.cut_out:
@@ -66,7 +70,7 @@ class Subject:
         for name, image, caption in zip(self.names, self.images, self.captions, strict=True):
             image.save(folder / f"{name}.png")
             (folder / f"{name}.txt").write_text(caption + "\n", encoding="utf-8")
-        record = {key: getattr(self, key) for key in ("class_noun", "identifier", "names", "cut_out", "size")}
+        record = {key: getattr(self, key) for key in ("class_noun", "identifier", "names", "cut_out", "size", "square")}
         write_json(marker, record)
 
     @classmethod
@@ -87,7 +91,8 @@ class Subject:
         ):
             raise UserError(f"The file subject.json in {shown_name(folder)} is damaged: prepare the pictures again.")
         images = tuple(read_picture(folder / f"{name}.png") for name in names)
-        if any(image.width != image.height for image in images):
+        square = record.get("square") is not False
+        if square and any(image.width != image.height for image in images):
             raise UserError(f"A picture in {shown_name(folder)} is no longer square: prepare the pictures again.")
         return cls(
             images=images,
@@ -97,7 +102,31 @@ class Subject:
             identifier=check_identifier(str(record.get("identifier") or "")),
             cut_out=tuple(str(flag) for flag in flags),
             size=record["size"],
+            square=square,
         )
+
+
+def draws_stickers(backbone: str) -> bool:
+    """True for the built-in backbone, by name, and folders as its own is one."""
+    return backbone == "sticker" or (Path(backbone) / "pipeline").is_dir()
+
+
+def template_of(backbone: str) -> str:
+    """The caption template of the backbone of that name."""
+    return STICKER_TEMPLATE if draws_stickers(backbone) else TEMPLATE
+
+
+def filled(template: str, identifier: str, class_noun: str) -> str:
+    """The template with {identifier} and {class_noun} filled in; other braces are text."""
+    return template.replace("{identifier}", identifier).replace("{class_noun}", class_noun)
+
+
+def square_box(width: int, height: int, where: str) -> Box:
+    """One of CROPS as a box in parts of a picture."""
+    side = min(width, height)
+    shift = {"start": 0.0, "middle": 0.5, "end": 1.0}[where]
+    left, top = (width - side) * shift / width, (height - side) * shift / height
+    return left, top, left + side / width, top + side / height
 
 
 def read_caption(path: Path | str) -> str | None:
@@ -150,13 +179,15 @@ def prepare_subject(
     cut_out: bool = False,
     size: int = 512,
     crops: Sequence[Box | None] | None = None,
+    square: bool = True,
 ) -> Subject:
     """Read, crop, cut out, square and caption the pictures.
 
     A picture's caption is the one given in `captions`, else the line in NAME.txt beside it, else `caption_template`
     with {identifier} and {class_noun} filled in.  `crops` are boxes (left, top, right, bottom) in parts 0..1 of the
     upright picture.  Cut-outs are cropped to the subject and padded to a square on white; other pictures on white are
-    padded; all others are cropped to the middle square.  Squares are reduced to `size` pixels and never enlarged.
+    padded; all others are cropped to the middle square, or keep their shape if `square` is False.  The shorter side is
+    reduced to `size` pixels and never enlarged.
     Raises UserError for none or over 40 pictures, a bad class noun, identifier or caption, or a bad file.
     """
     noun, identifier = check_class_noun(class_noun), check_identifier(identifier)
@@ -168,8 +199,7 @@ def prepare_subject(
     for given in (captions, crops):
         if given is not None and len(given) != len(paths):
             raise ValueError(f"{len(given)} captions or crops for {len(paths)} pictures")
-    template = (caption_template or TEMPLATE).replace("{identifier}", identifier).replace("{class_noun}", noun)
-    template = check_caption(template, "The caption template")
+    template = check_caption(filled(caption_template or TEMPLATE, identifier, noun), "The caption template")
     # All captions before the first picture: text is quick to check, pictures are not.
     lines = [
         check_caption((captions and captions[i]) or "", f"The caption of {shown_name(path)}")
@@ -182,16 +212,19 @@ def prepare_subject(
         image = read_picture(path)
         if crops is not None and crops[i] is not None:
             image = _cropped(image, crops[i], path)
-        square, flag = _square(image, cut_out)
-        if square.width > size:
-            square = square.resize((size, size), Image.Resampling.LANCZOS)
-        images.append(square)
+        image, flag = _framed(image, cut_out, square)
+        scale = size / min(image.size)
+        if scale < 1:
+            sides = (max(round(side * scale), size) for side in image.size)
+            image = image.resize(tuple(sides), Image.Resampling.LANCZOS)
+        images.append(image)
         flags.append(flag)
-    return Subject(tuple(images), tuple(lines), unique_names(paths), noun, identifier, tuple(flags), size)
+    return Subject(tuple(images), tuple(lines), unique_names(paths), noun, identifier, tuple(flags), size, square)
 
 
-def subject_warnings(subject: Subject) -> list[str]:
-    """What may spoil the result, as plain sentences; empty if nothing was found."""
+def subject_warnings(subject: Subject, resolution: int = 512) -> list[str]:
+    """What may spoil the result, as plain sentences; empty if nothing was found.  `resolution` is the backbone's: a picture
+    is small that has less than half of it, up to 512."""
     said, count = [], len(subject.images)
     if count < 3:
         said.append(f"Only {count} picture{'s' * (count > 1)}: with fewer than 3 the model tends to copy; add more.")
@@ -202,8 +235,8 @@ def subject_warnings(subject: Subject) -> list[str]:
         if twin is not None:
             said.append(f"{subject.names[i]} looks the same as {subject.names[twin]}: keep one of the two.")
     for image, name, caption, flag in zip(subject.images, subject.names, subject.captions, subject.cut_out, strict=True):
-        if image.width < min(subject.size, 512) / 2:
-            said.append(f"{name} is only {image.width} pixels wide once square: a larger one would show more detail.")
+        if min(image.size) < min(subject.size, resolution, 512) / 2:
+            said.append(f"{name} is only {min(image.size)} pixels wide once square: a larger one would show more detail.")
         if is_blurred(image):
             said.append(f"{name} looks blurred: a sharper picture would show more detail.")
         if flag == "failed":
@@ -223,8 +256,8 @@ def _cropped(image: Image.Image, box: Box, path: Path) -> Image.Image:
     return image.crop((left, top, right, bottom))
 
 
-def _square(image: Image.Image, cut_out: bool) -> tuple[Image.Image, str]:
-    """The square picture and its `Subject.cut_out` flag."""
+def _framed(image: Image.Image, cut_out: bool, square: bool) -> tuple[Image.Image, str]:
+    """The square picture, or the whole one if `square` is False, and its `Subject.cut_out` flag."""
     flag = "no"
     if cut_out:
         image, mask = cut_out_subject(image)
@@ -238,6 +271,8 @@ def _square(image: Image.Image, cut_out: bool) -> tuple[Image.Image, str]:
                 return _padded(image.crop((left, top, right, bottom)), max(longest + 2 * margin, MIN_SIDE)), flag
     if is_on_white(image):
         return _padded(image, max(image.size)), flag
+    if not square:
+        return image, flag
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side)), flag

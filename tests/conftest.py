@@ -1,18 +1,38 @@
 """Shared by all tests: a tiny backbone with random weights, in the real formats, and a data folder of the tests' own."""
 
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 
 from bat_ui.backbones import load_backbone
-from bat_ui.backbones.sticker import data, train_clip
-from bat_ui.backbones.sticker.tokenizer import build_tokenizer
-from bat_ui.backbones.sticker.train_unet import new_scheduler
-from bat_ui.training.loop import Encoded
+from bat_ui.backbones.encoded import Encoded
+from bat_ui.backbones.sticker import data
+from bat_ui.store import sticker
+from bat_ui.store.table import write_info
+from tests import tiny_models, tiny_sticker
+
+EVERYTHING = data.training_stickers()
+
+
+def pytest_collection_modifyitems(items):
+    """Beside one another run whole files, whose fixtures are dear, and all tests of the browser, who share a project."""
+    for item in items:
+        group = "browser" if item.path.parent.name == "browser" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,62 +41,53 @@ def data_folder(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("data")
     patch.setenv("BAT_UI_DATA", str(folder))
-    everything = data.training_stickers()
-    patch.setattr(data, "training_stickers", lambda: everything[::20])  # a store that is built in a moment
+    patch.setattr(data, "training_stickers", lambda: EVERYTHING[::20])  # a store that is built in a moment
     yield folder
     patch.undo()
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone_folder(tmp_path_factory) -> Path:
-    """A backbone folder as `assets/sticker` is one, whose models have a few thousand random weights."""
-    folder = tmp_path_factory.mktemp("backbone")
-    tokenizer = build_tokenizer(["a flat sticker of cat", "an outlined sticker of dog"])
-    config = train_clip.clip_config(len(tokenizer))
-    config["embed_dim"] = 16
-    config["vision_cfg"] |= {"layers": [1, 1, 1, 1], "width": 4, "head_width": 16}
-    config["text_cfg"] |= {"width": 16, "heads": 2, "layers": 1}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        clip = open_clip.CLIP(**config).eval()
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=16,
-            attention_head_dim=2,
-        )
-        autoencoder = AutoencoderTiny(
-            encoder_block_out_channels=(8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8),
-            num_encoder_blocks=(0, 0, 1),
-            num_decoder_blocks=(1, 0, 0),
-            latent_channels=4,
-        )
-        train_clip.export_clip(clip, tokenizer, config, folder / "clip")
-        pipeline = StableDiffusionPipeline(
-            vae=autoencoder,
-            text_encoder=train_clip.text_encoder_of(clip, config),
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=new_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.save_pretrained(folder / "pipeline", safe_serialization=True)
-    return folder
+    return tiny_sticker.write_folder(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone_folder):
     """The tiny backbone, loaded."""
     return load_backbone(str(tiny_backbone_folder))
+
+
+@pytest.fixture(scope="session")
+def photo_backbone_folders(tmp_path_factory) -> dict[str, Path]:
+    """A tiny diffusers folder of each family of backbones for photographs: sd15, sd21, sdxl."""
+    folder = tmp_path_factory.mktemp("families")
+    return {family: tiny_models.write_folder(family, folder / family) for family in ("sd15", "sd21", "sdxl")}
+
+
+@pytest.fixture(scope="module")
+def photo_backbone(photo_backbone_folders, tiny_clip_folder):
+    """A function that gives the tiny backbone of a family, loaded once for a module's tests."""
+
+    @functools.cache
+    def load(family: str):
+        return load_backbone(str(photo_backbone_folders[family]), "cpu", clip=str(tiny_clip_folder))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_config_folder(tmp_path_factory) -> Path:
+    """Configurations for single files of the same tiny models, laid out as the package's own."""
+    folder = tmp_path_factory.mktemp("configs")
+    for family in ("sd15", "sd21", "sdxl"):
+        tiny_models.write_configs(family, folder / family)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory) -> Path:
+    """A CLIP model for photographs, in open_clip's folder format."""
+    return tiny_models.write_clip(tmp_path_factory.mktemp("clip") / "clip")
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +114,89 @@ def subject_folder(tmp_path) -> Path:
         image.save(folder / f"face{i}.png")
     (folder / "face0.txt").write_text("a flat sticker of sks face, smiling", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> list[Path]:
+    """Four drawings of a face with different mouths."""
+    folder = tmp_path_factory.mktemp("faces")
+    for i in range(4):
+        image = Image.new("RGB", (96, 96), "white")
+        pen = ImageDraw.Draw(image)
+        pen.ellipse((8, 8, 88, 88), fill="gold", outline="black")
+        pen.rectangle((30 - 4 * i, 50 + 4 * i, 66, 56 + 7 * i), fill=("black", "red", "navy", "green")[i])
+        image.save(folder / f"face{i}.png")
+    return sorted(folder.glob("*.png"))
+
+
+@dataclass
+class Server:
+    """A page of its own, in a process of its own, with a data folder of its own."""
+
+    data: Path
+    backbone: Path
+    port: int = 0
+    process: subprocess.Popen | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, again at the same port, and wait for its first answer."""
+        if not self.port:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = free.getsockname()[1]
+        options = ["--port", str(self.port), "--data", str(self.data), "--backbone", str(self.backbone)]
+        with open(self.data / "server.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "app.py", *options],
+                cwd=Path(__file__).parents[1],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "GRADIO_TEMP_DIR": str(self.data / "uploads")},
+            )
+        deadline = time.monotonic() + 240
+        while not self._answers():
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.data / "server.log").read_text()
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """End it without a last word; its workers stay."""
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """End it and its workers, who would outlive it."""
+        self.kill()
+        for status in self.data.glob("projects/**/status/*.json"):
+            record = json.loads(status.read_text())
+            if record["state"] == "running" and record.get("pid"):
+                with suppress(ProcessLookupError):
+                    os.kill(record["pid"], signal.SIGKILL)
+
+    def _answers(self) -> bool:
+        try:
+            return urllib.request.urlopen(self.address, timeout=5).status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+@pytest.fixture(scope="session")
+def running_server(tmp_path_factory, tiny_backbone_folder):
+    """A server on the tiny backbone that tests may kill and start again."""
+    server = Server(tmp_path_factory.mktemp("server"), tiny_backbone_folder)
+    clip = load_backbone(str(tiny_backbone_folder)).clip
+    store = sticker.open_sticker_store(clip, lambda items, **_: items, server.data)
+    # Workers know nothing of the patch above: told that a twentieth is all there is, they do not build the rest.
+    write_info(store.place, replace(store.info, version=sticker._version(EVERYTHING, clip)))
+    server.start()
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def server(running_server) -> str:
+    """The address of a page of its own, with a data folder of its own."""
+    return running_server.address

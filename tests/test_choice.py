@@ -1,13 +1,23 @@
 """The choice: saved and loaded unchanged, pruned by hand, predictions recomputed from the sketches alone."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from bat_ui.albat.selection import assess, make_sketches, select
-from bat_ui.choice import Candidate, Choice, apply_selection, revise, save_sketches, toggle
+from bat_ui.choice import (
+    Candidate,
+    Choice,
+    apply_selection,
+    by_rule,
+    mark_group,
+    predicted_error,
+    revise,
+    save_sketches,
+    toggle,
+)
 from bat_ui.errors import UserError
 
 
@@ -84,3 +94,63 @@ def test_unknown_pictures_are_refused(made):
     choice, _, path = made
     with pytest.raises(UserError, match="not among the candidates"):
         revise(choice, path, dropped=["nonsense"], kept=[], num_backbone=4)
+
+
+def test_every_candidate_says_why_it_is_taken_or_left_out():
+    def said(choice, **facts):
+        return choice.reason(Candidate("a/1", "cat", 0.5, **facts))
+
+    ranked = Choice("albat", (), errors=(1.0, 0.5))
+    assert said(ranked, verdict="valid", gain=0.123, rank=1, chosen=True).startswith("Taken") and "12.3%" in said(
+        ranked, verdict="valid", gain=0.123, rank=1, chosen=True
+    )
+    assert "less than 0.1% only" in said(ranked, verdict="valid", gain=1e-5, rank=70)
+    assert "pull the model away" in said(ranked, verdict="harmful")
+    assert "too few" in said(ranked, verdict="too small to judge")
+    assert "by hand" in said(replace(ranked, dropped=("a/1",)), verdict="valid", gain=0.1, rank=1)
+    assert "by hand" in said(replace(ranked, kept=("a/1",)), verdict="harmful", chosen=True)
+    assert "number 7" in said(Choice("nearest", ()), rank=7, chosen=True)
+    assert said(Choice("random", ()), rank=7).startswith("Left out: drawn by lot")
+
+
+def test_a_group_is_dropped_and_taken_at_once_and_none_of_it_moves_up(made):
+    choice, _, path = made
+    members = {c.id for c in choice.candidates if c.group == choice.candidates[0].group}
+    dropped = mark_group(choice, choice.candidates[0].group, False, path)
+    assert not members & {c.id for c in dropped.chosen} and len(dropped.chosen) == 4
+    taken = mark_group(dropped, choice.candidates[0].group, True, path)
+    assert members <= {c.id for c in taken.chosen} and taken.dropped == ()
+    with pytest.raises(UserError, match="no such group"):
+        mark_group(choice, 99, True, path)
+
+
+def test_other_rules_choose_as_many_from_the_same_candidates_as_they_would_alone(made):
+    choice, sketches, path = made
+    rows = tuple(replace(c, similarity=0.1 * int(c.id[1:])) for c in choice.candidates)
+    choice = replace(choice, candidates=rows, groups=({"group": 0},))
+    found = {rule: {c.id for c in by_rule(choice, rule, path).chosen} for rule in choice.comparable}
+    assert found["nearest"] == {"c8", "c9", "c10", "c11"}
+    for rule in ("albat", "without_validity", "without_benefit"):
+        assert found[rule] == set(select(sketches, assess(sketches), rule, 4).chosen)
+    assert len(found["random"]) == 4 and by_rule(choice, "random", path) == by_rule(choice, "random", path)
+    nearest = by_rule(choice, "nearest", path)
+    assert all(c.gain is None for c in nearest.candidates) and nearest.errors == ()
+    assert len(toggle(nearest, "c11", path).chosen) == 3
+    assert by_rule(nearest, "without_validity", path).candidates == choice.candidates
+
+
+def test_rules_that_need_sketches_are_not_offered_without_them(tmp_path):
+    rows = tuple(Candidate(f"c{i}", "", 0.1 * i, rank=i + 1, chosen=i < 2) for i in range(4))
+    choice = Choice("random", rows, 2)
+    assert choice.comparable == ("nearest", "random")
+    with pytest.raises(UserError, match="search of its own"):
+        by_rule(choice, "albat", tmp_path / "none")
+    assert predicted_error(choice, ["c0"], tmp_path / "none") is None
+
+
+def test_the_predicted_error_of_a_set_is_that_of_the_curve_whatever_the_order(made):
+    choice, _, path = made
+    choice = replace(choice, groups=({"group": 0},))
+    ids = [c.id for c in choice.candidates]
+    for size in (0, 1, 3, 7):
+        assert predicted_error(choice, reversed(ids[:size]), path) == pytest.approx(choice.errors[size], rel=2e-3)

@@ -1,15 +1,18 @@
 """The whole line on a tiny random backbone: files, determinism, resuming."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from bat_ui import line
 from bat_ui.backbones import load_backbone
 from bat_ui.cli import main
 from bat_ui.project import Project
+from bat_ui.samples import steps_with_samples
 
 QUICK = ["--shortlist", "24", "--surrogate-steps", "2", "--draws", "2", "--sketch-size", "64", "--steps", "4"]
 QUICK += ["--checkpoint-every", "2", "--num-images", "2", "--sampling-steps", "2", "--rank", "2"]
@@ -96,3 +99,98 @@ def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(finished, 
     assert (out / name).read_bytes() == (stopped / name).read_bytes()
     steps = [json.loads(row)["step"] for row in (stopped / "losses.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+def test_an_ingested_store_is_chosen_from_and_named_in_selection_and_report(
+    tmp_path, subject_folder, tiny_backbone_folder, monkeypatch, capsys
+):
+    monkeypatch.setenv("BAT_UI_DATA", str(tmp_path / "data"))
+    (subject_folder / "notes").mkdir()
+    for path in subject_folder.glob("*.png"):
+        path.with_suffix(".txt").write_text(f"a drawing, {path.stem}")
+        path.rename(subject_folder / "notes" / path.name)
+        path.with_suffix(".txt").rename(subject_folder / "notes" / path.with_suffix(".txt").name)
+    for n in range(30):
+        image = Image.effect_noise((64, 64), 20 + 5 * n)
+        image.save(subject_folder / f"{n}.png")
+        (subject_folder / f"{n}.txt").write_text(f"noise {n}")
+    backbone = ["--backbone", str(tiny_backbone_folder)]
+    ingested = ["ingest", str(subject_folder), "--store", "noises", "--licence", "CC0", "--proxy", "--title", "Noises"]
+    assert main([*ingested, *backbone]) == 0
+    assert "34 pictures, 34 of them new" in capsys.readouterr().out
+    photos, out = subject_folder / "notes", tmp_path / "out"
+    for path in photos.glob("*.txt"):
+        path.unlink()
+    arguments = ["select", str(photos), "--class-noun", "noise", "--out", str(out), "--store", "noises", *backbone]
+    assert main([*arguments, *QUICK[:8]]) == 0
+    selection, report = (json.loads((out / name).read_text()) for name in ("selection.json", "report.json"))
+    expected = {"name": "noises", "title": "Noises", "count": 34, "source": "photos", "licence": "CC0", "proxy": True}
+    assert expected.items() <= selection["store"].items() and expected.items() <= report["selection"]["store"].items()
+    assert str(tmp_path) not in (out / "report.json").read_text()
+    assert all(candidate["id"].startswith("photos/") for candidate in selection["candidates"])
+    assert not any("notes/" in candidate["id"] for candidate in selection["candidates"])  # the subject's own pictures
+    assert main(["train", str(out), *backbone, *QUICK[8:12], "--rank", "2"]) == 0
+
+
+def test_a_store_of_another_clip_model_is_refused(tmp_path, subject_folder, tiny_backbone_folder, monkeypatch, capsys):
+    from bat_ui.store.ingest import ingest
+
+    backbone = load_backbone(str(tiny_backbone_folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone.clip, "digest", "other")
+        ingest(str(subject_folder), tmp_path / "store", backbone.clip)
+    arguments = ["select", str(subject_folder), "--class-noun", "face", "--out", str(tmp_path / "out"), "--rule", "random"]
+    assert main([*arguments, "--store", str(tmp_path / "store"), "--backbone", str(tiny_backbone_folder)]) == 2
+    assert "another CLIP model" in capsys.readouterr().err
+
+
+def test_a_training_leaves_samples_and_metrics_of_each_checkpoint_and_the_start(finished):
+    _, out = finished
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert all(-1 <= row[name] <= 1 for row in rows for name in ("clip_i", "clip_t", "pres"))
+    steps = steps_with_samples(Project(out))
+    assert list(steps) == [0, 2, 4] and len({tuple((p["prompt"], p["seed"]) for p in rows) for rows in steps.values()}) == 1
+    assert [row["file"].is_file() for row in steps[4]] == [True] * len(steps[4])
+
+
+def test_drawing_at_checkpoints_changes_no_weight_and_a_stop_between_them_changes_no_metric(
+    finished, tiny_backbone_folder, tmp_path
+):
+    _, out = finished
+    name = "lora/pytorch_lora_weights.safetensors"
+    arguments = ["--backbone", str(tiny_backbone_folder), "--steps", "4", "--checkpoint-every", "2", "--rank", "2"]
+    for folder in ("without", "stopped"):
+        shutil.copytree(out / "subject", tmp_path / folder / "subject")
+        shutil.copy(out / "selection.json", tmp_path / folder)
+    assert main(["train", str(tmp_path / "without"), *arguments, "--validation-images", "0"]) == 0
+    assert (tmp_path / "without" / name).read_bytes() == (out / name).read_bytes()
+    assert not list((tmp_path / "without").glob("samples/step-*"))
+    backbone, asked = load_backbone(str(tiny_backbone_folder)), iter([False, False, True])
+    stopped, settings = Project(tmp_path / "stopped"), line.TrainingSettings(steps=4, rank=2, checkpoint_every=2)
+    line.run_training(stopped, backbone, settings, stop=lambda: next(asked), validation=line.ValidationSettings())
+    assert list(steps_with_samples(stopped)) == [0, 2]
+    assert main(["train", str(stopped.folder), "--backbone", str(tiny_backbone_folder), "--resume"]) == 0
+    for file in (name, "metrics.jsonl", "samples/step-000004/00-01.png"):
+        assert (stopped.folder / file).read_bytes() == (out / file).read_bytes(), file
+
+
+def test_a_run_is_not_resumed_with_settings_that_its_checkpoints_were_not_made_with(
+    finished, tiny_backbone_folder, tmp_path, capsys
+):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    arguments = ["train", str(tmp_path / "run"), "--backbone", str(tiny_backbone_folder), "--resume"]
+    assert main([*arguments, "--rank", "3"]) == 2
+    assert "begun with rank 2" in capsys.readouterr().err
+    assert main([*arguments, "--steps", "5"]) == 0, "a run may be made longer"
+    assert json.loads((tmp_path / "run" / "losses.jsonl").read_text().splitlines()[-1])["step"] == 5
+
+
+def test_a_project_of_the_page_trains_in_a_run_that_the_command_line_knows(finished, tiny_backbone_folder, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "project")
+    run = Project(tmp_path / "project").new_run()
+    options = ["--steps", "4", "--checkpoint-every", "2", "--rank", "2"]
+    assert main(["train", str(run.folder), "--backbone", str(tiny_backbone_folder), *options]) == 0
+    assert run.adapter.read_bytes() == Project(out).adapter.read_bytes()

@@ -52,3 +52,41 @@ def test_the_report_keeps_what_other_stages_wrote(tmp_path):
     project.add_to_report("training", {"steps": 4})
     report = read_json(project.report)
     assert report["selection"] == {"chosen": 3} and report["training"] == {"steps": 4} and report["versions"]["torch"]
+
+
+def test_the_pace_of_a_part_leaves_out_what_came_between_and_its_start_stays(tmp_path, monkeypatch):
+    clock = iter([0.0, 0.0, 10.0, 11.0, 12.0, 50.0, 50.0, 52.0])
+    monkeypatch.setattr("bat_ui.project.time.time", lambda: next(clock))
+    writer = StatusWriter(Project(tmp_path), "train")  # two looks at the clock
+    for step in (1, 2, 3):
+        writer("Training", step, 10)
+    writer("Drawing samples", 6, 6)  # at 50 s
+    writer("Training", 3, 10)
+    writer("Training", 5, 10)
+    part = read_json(Project(tmp_path).status_file("train"))["parts"]["Training"]
+    assert part == {"since": 10.0, "first": 1, "done": 5, "total": 10, "pace": 1.0}  # 4 steps in 1 + 1 + 2 s
+
+
+def test_a_status_file_that_lost_its_content_is_a_failed_run_and_no_error(tmp_path):
+    project = Project(tmp_path)
+    project.status_file("train").parent.mkdir()
+    project.status_file("train").write_text("")
+    assert project.status("train")["state"] == "failed"
+
+
+def test_memory_is_the_processs_own_and_grows_with_what_is_held():
+    code = "from bat_ui.hardware import peak_memory as m; a = m()['ram']; x = b'1' * 2**27; print(m()['ram'] - a)"
+    grown = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 2**26 < grown < 2**28
+
+
+def test_a_run_keeps_the_pictures_that_it_was_trained_on(tmp_path):
+    project = Project(tmp_path)
+    write_json(project.subject_marker, {})
+    rows = [{"id": "a/1", "chosen": True}, {"id": "b", "chosen": False}, {"id": "gone", "chosen": True}]
+    write_json(project.choice, {"candidates": rows})
+    project.candidates.mkdir()
+    for id in ("a/1", "b"):
+        project.candidate_picture(id).write_text(id)
+    run = Project(project.new_run().folder)
+    assert [file.read_text() for file in run.candidates.iterdir()] == ["a/1"] and run.candidate_picture("a/1").is_file()

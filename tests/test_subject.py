@@ -284,3 +284,9 @@ def test_each_example_is_four_clean_captioned_pictures_that_the_cut_out_leaves_a
     assert all(f"sks {noun}" in caption and "sticker of" in caption for caption in subject.captions)
     assert subject_warnings(subject) == []
     assert [image.tobytes() for image in cut.images] == [image.tobytes() for image in subject.images]
+
+
+def test_small_is_judged_by_what_the_backbone_draws():
+    small = subject_of(*(photo(i, 100, 100) for i in range(3)), size=512)
+    assert any("only 100 pixels" in text for text in subject_warnings(small))
+    assert not any("pixels" in text for text in subject_warnings(small, resolution=64))

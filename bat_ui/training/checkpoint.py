@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.files import whole_folder
+from bat_ui.samples import step_name
 from bat_ui.training.lora import save_lora
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
@@ -28,18 +28,13 @@ def save_checkpoint(
     weights: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> Path:
-    """Write `folder`/step-NNNNNN; it appears under that name only when all of it is on disk."""
-    target, draft = folder / f"step-{step:06d}", folder / f".step-{step:06d}.draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    save_lora(backbone, draft)
-    save_file(_state(weights, optimizer), draft / STATE)
-    digests = {path.name: _digest(path) for path in sorted(draft.iterdir())}
-    (draft / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=1), encoding="utf-8")
-    for path in draft.iterdir():
-        _flush(path)
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(draft, target)
-    _flush(folder)
+    """Write `folder`/step-NNNNNN; it appears under that name only when all of it is on disk, and leaves nothing if not."""
+    target = folder / step_name(step)
+    with whole_folder(target) as draft:
+        save_lora(backbone, draft)
+        save_file(_state(weights, optimizer), draft / STATE)
+        digests = {path.name: _digest(path) for path in sorted(draft.iterdir())}
+        (draft / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=1), encoding="utf-8")
     return target
 
 
@@ -80,11 +75,3 @@ def _state(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimi
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

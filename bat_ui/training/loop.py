@@ -13,21 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
+from bat_ui.training.processes import Processes, processes
+from bat_ui.training.speed import new_optimizer, ready_to_train
 
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Pictures ready for training: latents (n, c, h, w) and their captions' states (n, tokens, width)."""
-
-    latents: Tensor
-    states: Tensor
-    weights: Tensor | None = None  # (n,) how often each is drawn, relative to the others; None: equally
-
-    def __len__(self) -> int:
-        return len(self.latents)
+__all__ = ["Encoded", "Step", "new_optimizer", "train"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +32,6 @@ class Step:
     backbone_loss: float | None
 
 
-def new_optimizer(weights: dict[str, torch.nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
-    return torch.optim.AdamW(weights.values(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-
-
 def train(
     backbone: Backbone,
     weights: dict[str, torch.nn.Parameter],
@@ -51,32 +40,82 @@ def train(
     chosen: Encoded | None,
     settings: TrainingSettings,
     start: int = 0,
+    together: Processes | None = None,
 ) -> Iterator[Step]:
     """Minimise mean subject loss + strength * mean backbone loss (theory.md: the BAT objective), yielding each step.
 
     `backbone_share` of every batch is drawn from `chosen`; without it the whole batch is the subject's.
     `start` is the number of steps that `weights` and `optimizer` have behind them.
+    Pictures of one batch that have one shape go through the UNet together, as many as the backbone's preset allows;
+    several processes share each batch out and have equal weights after it.
     """
+    together = together or processes()
     from_backbone = round(settings.batch_size * settings.backbone_share) if chosen is not None and len(chosen) else 0
     from_subject = max(settings.batch_size - from_backbone, 1)
-    for step in range(start, settings.steps):
-        rng = step_generator(settings.seed, step)
-        rows = torch.randint(len(subject), (from_subject,), generator=rng)
-        latents, states = subject.latents[rows], subject.states[rows]
-        if from_backbone:
-            odds = torch.ones(len(chosen)) if chosen.weights is None else chosen.weights
-            rows = torch.multinomial(odds, from_backbone, replacement=from_backbone > len(chosen), generator=rng)
-            latents, states = torch.cat([latents, chosen.latents[rows]]), torch.cat([states, chosen.states[rows]])
-        timesteps, noise = backbone.draw(len(latents), rng)
-        prediction, target = backbone.predict(latents, states, timesteps, noise)
-        losses = (prediction.float() - target.float()).square().mean((1, 2, 3))
-        subject_loss = losses[:from_subject].mean()
-        loss, backbone_loss = subject_loss, None
-        if from_backbone:
-            backbone_loss = losses[from_subject:].mean()
-            loss = loss + settings.strength * backbone_loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-        optimizer.step()
-        yield Step(step + 1, subject_loss.item(), None if backbone_loss is None else backbone_loss.item())
+    total = from_subject + from_backbone
+    factors = torch.full((total,), 1.0 / from_subject)
+    if from_backbone:
+        factors[from_subject:] = torch.tensor(settings.strength) / from_backbone
+    learns_text = any(name.startswith("text_encoder") for name in weights)
+    scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
+    with ready_to_train(backbone, settings.steps - start):
+        for step in range(start, settings.steps):
+            rng = step_generator(settings.seed, step)
+            rows = [_draw_subject(subject, from_subject, rng)]
+            if from_backbone:
+                rows.append(_draw_chosen(chosen, from_backbone, rng))
+            batches = _of_one_shape(rows)
+            timesteps = backbone.draw_timesteps(total, rng)
+            noises = [backbone.draw_noise(batch.latents.shape, rng) for batch in batches]
+            losses = torch.zeros(total, device=backbone.device)
+            optimizer.zero_grad(set_to_none=True)
+            first = 0
+            for batch, noise in zip(batches, noises):
+                for part in together.share(len(batch), backbone.preset.rows):
+                    at = first + part
+                    images = backbone.with_text(batch[part]) if learns_text else batch[part]
+                    prediction, target = backbone.predict(images, timesteps[at], noise[part])
+                    found = (prediction.float() - target.float()).square().mean((1, 2, 3))
+                    scaler.scale((found * factors[at].to(found.device)).sum()).backward()
+                    losses[at] = found.detach()
+                first += len(batch)
+            together.add_up(weights.values(), losses)
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            yield Step(
+                step + 1,
+                losses[:from_subject].mean().item(),
+                losses[from_subject:].mean().item() if from_backbone else None,
+            )
+
+
+def _draw_subject(subject: Encoded, count: int, rng: torch.Generator) -> Encoded:
+    """`count` pictures of one shape, each of all pictures equally often."""
+    bucket = _draw_bucket(subject, rng)
+    return subject[bucket[torch.randint(len(bucket), (count,), generator=rng)]]
+
+
+def _draw_chosen(chosen: Encoded, count: int, rng: torch.Generator) -> Encoded:
+    """`count` pictures of one shape by their weights, none twice if there are enough of them."""
+    bucket = _draw_bucket(chosen, rng)
+    odds = torch.ones(len(chosen)) if chosen.weights is None else chosen.weights
+    rows = torch.multinomial(odds[bucket], count, replacement=count > len(bucket), generator=rng)
+    return chosen[bucket[rows]]
+
+
+def _draw_bucket(images: Encoded, rng: torch.Generator) -> Tensor:
+    """The rows of one shape; a shape is drawn as often as its pictures are together."""
+    if len(images.buckets) == 1:
+        return images.buckets[0]
+    odds = torch.ones(len(images)) if images.weights is None else images.weights
+    masses = torch.stack([odds[rows].sum() for rows in images.buckets])
+    return images.buckets[int(torch.multinomial(masses, 1, generator=rng))]
+
+
+def _of_one_shape(parts: list[Encoded]) -> list[Encoded]:
+    """The parts put together where their pictures have one shape."""
+    if len({part.latents.shape[1:] for part in parts}) == 1:
+        return [Encoded.cat(parts)]
+    return parts

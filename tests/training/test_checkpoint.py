@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from bat_ui.backbones import load_backbone
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.settings import TrainingSettings
 from bat_ui.training.checkpoint import is_complete, latest_checkpoint, restore_checkpoint, save_checkpoint
-from bat_ui.training.loop import Encoded, new_optimizer, train
+from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
 

@@ -1,0 +1,60 @@
+"""What makes training fast or small on the hardware at hand: optimiser, checkpointing, compilation.
+
+In: a backbone with its preset, the number of steps to come.  Out: an optimiser; a block in which the UNet is ready to train.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.presets import PLENTY, Preset
+from bat_ui.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+COMPILE_STEPS = 1500  # from here on the time to compile is repaid on a GPU
+
+
+def new_optimizer(
+    weights: dict[str, torch.nn.Parameter], settings: TrainingSettings, preset: Preset = PLENTY
+) -> torch.optim.Optimizer:
+    """AdamW over the adapter's weights: fused on a GPU, of 8 bits where the preset asks and bitsandbytes is there."""
+    options = {"lr": settings.learning_rate, "betas": (0.9, 0.99), "weight_decay": 0.01}
+    on_gpu = next(iter(weights.values())).is_cuda
+    if preset.eight_bit and on_gpu:
+        if importlib.util.find_spec("bitsandbytes"):
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit(weights.values(), **options)
+        logger.info("The optimiser keeps 32-bit states: `pip install bitsandbytes` would save some memory.")
+    return torch.optim.AdamW(weights.values(), **options, fused=on_gpu or None)
+
+
+@contextmanager
+def ready_to_train(backbone: Backbone, steps: int) -> Iterator[None]:
+    """Gradient checkpointing by the preset, and a compiled UNet where `steps` repay it; undone at the end."""
+    unet = backbone.unet
+    compiled = repays_compiling(backbone.device, steps) and hasattr(unet, "compile_repeated_blocks")
+    if backbone.preset.checkpointing:
+        unet.enable_gradient_checkpointing()
+    if compiled:
+        unet.compile_repeated_blocks()
+    try:
+        yield
+    finally:
+        if backbone.preset.checkpointing:
+            unet.disable_gradient_checkpointing()
+        if compiled:
+            for module in unet.modules():
+                module._compiled_call_impl = None
+
+
+def repays_compiling(device: torch.device, steps: int) -> bool:
+    """Whether a run of that length wins more by a compiled UNet than compiling takes; never on a CPU."""
+    return device.type == "cuda" and steps >= COMPILE_STEPS

@@ -1,0 +1,222 @@
+"""50 browsers that look at one running training: how long the page takes to answer, and what that costs the training.
+
+    python benchmarks/browsers.py [--quick] [--browsers 50] [--seconds 90]
+
+A server of its own trains; its pace is taken while nobody looks, then while everybody does, then alone again.  All browsers
+but one are sessions that ask what a page asks (its load event, then its heartbeat as often as the server wants, and what
+that says has changed); the last one is Chromium.
+Writes docs/benchmarks/browsers.md and .json; --quick takes a tiny backbone and a few browsers and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import record
+from gradio_client import Client
+from httpx import AsyncClient, Limits
+from playwright.async_api import async_playwright
+from serving import server, tiny_backbone, wait_for
+
+LATENCY, SPEED = 1.0, 0.9  # seconds at the 95th percentile, and the part of its pace that the training must keep
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--browsers", type=int)
+    parser.add_argument("--seconds", type=float, help="of each of the three parts")
+    args = parser.parse_args()
+    browsers, seconds = args.browsers or (3 if args.quick else 50), args.seconds or (8 if args.quick else 90)
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = str(tiny_backbone(Path(folder) / "backbone")) if args.quick else "sticker"
+        with server(Path(folder), "--backbone", backbone) as address:
+            measured = measure(address, args.quick, browsers, seconds)
+    report(args.quick, browsers, seconds, *measured)
+
+
+def measure(address: str, quick: bool, browsers: int, seconds: float):
+    """Paces alone, pace while watched, and seconds of answers, of openings, of Chromium's answers."""
+    client = Client(address, verbose=False)
+    project = begin_training(client, quick)
+    try:
+        pace_of(client, project, seconds / 4)  # the first steps are slower
+        alone = [pace_of(client, project, seconds)]
+        answers, opened, chromium, watched = asyncio.run(watch(client, address, project, browsers, seconds))
+        alone.append(pace_of(client, project, seconds))
+    finally:
+        client.predict(project, "001", api_name="/stop_training_now")
+    return alone, watched, answers, opened, chromium
+
+
+def begin_training(client: Client, quick: bool) -> str:
+    """An example's training that has begun, without pictures at checkpoints; returns the project's id."""
+    project = client.predict("flat-cat", api_name="/use_example")
+    client.predict(project, "cat", api_name="/use_pictures")
+    client.predict(project, rule="none" if quick else "random", api_name="/find_pictures")
+    wait_for(lambda: client.predict(project, api_name="/project_status")["search"] == "done")
+    settings = {"steps": 2000, "checkpoint_every": 100, "validation_images": 0, "batch_size": 8 if quick else 16}
+    client.predict(project, **settings, api_name="/train")
+    wait_for(lambda: client.predict(project, "001", api_name="/run_status")["step"] > 0)
+    return project
+
+
+def step_of(client: Client, project: str) -> tuple[int, float]:
+    found = client.predict(project, "001", api_name="/run_status")
+    if found["state"] != "running":
+        raise RuntimeError(f"the training is {found['state']}: fewer seconds, or a slower backbone")
+    return found["step"], time.monotonic()
+
+
+def pace_of(client: Client, project: str, seconds: float) -> float:
+    """Steps a second while nobody looks."""
+    first, began = step_of(client, project)
+    time.sleep(seconds)
+    last, ended = step_of(client, project)
+    return (last - first) / (ended - began)
+
+
+async def watch(client: Client, address: str, project: str, browsers: int, seconds: float):
+    """Everybody looks: seconds of each tick's answer, of each opening of the page, of Chromium's, and steps a second."""
+    sessions = [Session(address, project) for _ in range(browsers - 1)]
+    opened = await asyncio.gather(*(session.open() for session in sessions))
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = await chromium.new_page()
+        began = time.monotonic()
+        await page.goto(f"{address}/?project={project}")
+        await page.locator("#training-panel progress").wait_for(timeout=120_000)
+        opened.append(time.monotonic() - began)
+        await page.evaluate("performance.setResourceTimingBufferSize(100000); performance.clearResourceTimings()")
+        first, began = await asyncio.to_thread(step_of, client, project)
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(session.look(until) for session in sessions), asyncio.sleep(seconds))
+        last, ended = await asyncio.to_thread(step_of, client, project)
+        asked = "performance.getEntriesByType('resource').filter(r => /heartbeat|\\/run\\//.test(r.name))"
+        own = await page.evaluate(f"{asked}.map(r => r.duration / 1000)")
+        await chromium.close()
+    answers = [answer for session in sessions for answer in session.answers]
+    for session in sessions:
+        await session.http.aclose()
+    return answers, opened, own, (last - first) / (ended - began)
+
+
+class Session:
+    """A browser without a window: it loads the page, hears its first event, and then follows the heartbeat."""
+
+    def __init__(self, address: str, project: str):
+        self.project, self.hash, self.answers = project, secrets.token_hex(8), []
+        self.http = AsyncClient(base_url=address, timeout=120, limits=Limits(max_connections=4), verify=False)
+        self.values: dict[int, object] = {}
+
+    async def open(self) -> float:
+        """Seconds until the page and its first contents are there."""
+        began = time.monotonic()
+        (await self.http.get(f"/?project={self.project}")).raise_for_status()
+        config = (await self.http.get("/config")).json()
+        project = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "project")
+        self.values = {c["id"]: c["props"].get("value") for c in config["components"]} | {project: self.project}
+        events = config["dependencies"]
+        beat = next(e for e in events if any(kind == "tick" for _, kind in e["targets"]))
+        self.boxes, self.about = beat["outputs"], beat["inputs"][: -len(beat["outputs"])]
+        self.followers = [next(e for e in events if [box, "change"] in e["targets"]) for box in self.boxes]
+        first = next(e for e in events if any(kind == "load" for _, kind in e["targets"]) and project in e["outputs"])
+        asked = {"data": [self.project], "fn_index": first["id"], "session_hash": self.hash}
+        (await self.http.post("/gradio_api/queue/join", json=asked)).raise_for_status()
+        async with self.http.stream("GET", f"/gradio_api/queue/data?session_hash={self.hash}") as stream:
+            async for line in stream.aiter_lines():
+                message = json.loads(line[5:]) if line.startswith("data:") else {}
+                if message.get("msg") == "process_completed":
+                    if not message["success"]:
+                        raise RuntimeError(f"the page could not be opened: {message['output']}")
+                    self._take(first, message["output"])
+                    break
+        return time.monotonic() - began
+
+    async def look(self, until: float) -> None:
+        await asyncio.sleep(secrets.randbelow(1000) / 1000)  # not all at the same moment
+        while time.monotonic() < until:
+            about = json.dumps([self.values.get(component) for component in self.about])
+            beat = await self._answer(self.http.get("/heartbeat", params={"page": self.hash, "about": about}))
+            next_beat = time.monotonic() + beat["wait"]
+            for box, word, follower in zip(self.boxes, beat["words"], self.followers):
+                if word != self.values.get(box):
+                    self.values[box] = word
+                    data = [self.values.get(component) for component in follower["inputs"]]
+                    asked = {"data": data, "fn_index": follower["id"], "session_hash": self.hash}
+                    self._take(follower, await self._answer(self.http.post("/gradio_api/run/predict", json=asked)))
+            await asyncio.sleep(max(0.0, next_beat - time.monotonic()))
+
+    async def _answer(self, request) -> dict:
+        began = time.monotonic()
+        answer = await request
+        answer.raise_for_status()
+        self.answers.append(time.monotonic() - began)
+        return answer.json()
+
+    def _take(self, event: dict, output: dict) -> None:
+        """Keep the values that the page would show, to send them with the next tick."""
+        for component, value in zip(event["outputs"], output["data"]):
+            if isinstance(value, dict) and value.get("__type__") == "update":
+                if "value" in value:
+                    self.values[component] = value["value"]
+            else:
+                self.values[component] = value
+
+
+def percentile(values: list[float], part: float) -> float:
+    return sorted(values)[min(int(part * len(values)), len(values) - 1)]
+
+
+def report(quick, browsers, seconds, alone, watched, answers, opened, chromium) -> None:
+    everything = [*answers, *chromium]
+    pace = sum(alone) / len(alone)
+    headline = {
+        "latency_p95_seconds": round(percentile(everything, 0.95), 3),
+        "training_speed_kept": round(watched / pace, 3),
+    }
+    figures = {
+        "browsers": browsers,
+        "seconds": seconds,
+        "answers": len(everything),
+        "latency_p50_p95_p99_max": [round(percentile(everything, part), 4) for part in (0.5, 0.95, 0.99, 1.0)],
+        "chromium_p95": round(percentile(chromium, 0.95), 4),
+        "opening_p50_max": [round(percentile(opened, part), 3) for part in (0.5, 1.0)],
+        "steps_a_second_alone": [round(value, 3) for value in alone],
+        "steps_a_second_watched": round(watched, 3),
+        **headline,
+    }
+    if quick:
+        for key, value in figures.items():
+            print(key, value)
+        return
+    middle, slowest = figures["opening_p50_max"]
+    p50, p95, p99, most = figures["latency_p50_p95_p99_max"]
+    text = f"""# {browsers} browsers that look at one training
+
+| | measured | wanted |
+| --- | --- | --- |
+| the page's answer, 95th percentile | {p95:.2f} s | under {LATENCY:.0f} s |
+| the training's pace, of its pace alone | {headline["training_speed_kept"]:.2f} | at least {SPEED} |
+
+{len(everything):,} answers in {seconds:.0f} s: half within {p50:.2f} s, 99% within {p99:.2f} s, the slowest {most:.2f} s;
+those to Chromium 95% within {figures["chromium_p95"]:.2f} s. Opening the page, all {browsers} at once: half within
+{middle:.1f} s, the slowest {slowest:.1f} s. Steps a second: {alone[0]:.2f} and {alone[1]:.2f} alone, before and after;
+{watched:.2f} watched. Browsers, server and training share the machine.
+"""
+    record.write("browsers", figures, text, headline)
+    if headline["latency_p95_seconds"] >= LATENCY or headline["training_speed_kept"] < SPEED:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
