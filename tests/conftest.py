@@ -28,6 +28,12 @@ from tests import tiny_models, tiny_sticker
 EVERYTHING = data.training_stickers()
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared out by files: threads would only get in one another's way
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's own, which reads the marks
 def pytest_collection_modifyitems(items):
     """Beside one another run whole files, whose fixtures are dear, and all tests of the browser, who share a project."""
     for item in items:

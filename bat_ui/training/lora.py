@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -75,6 +76,8 @@ def save_lora(backbone: Backbone, folder: Path) -> Path:
 
 
 def _take_off(module: nn.Module) -> None:
-    if hasattr(module, "delete_adapters"):  # diffusers
-        return module.delete_adapters(ADAPTER)
-    module.delete_adapter(ADAPTER)  # transformers
+    """Put the plain layers back: deleting the adapter alone would leave PEFT's wrappers around them."""
+    if hasattr(module, "unload_lora"):  # diffusers
+        return module.unload_lora()
+    recurse_remove_peft_layers(module)  # transformers
+    module.delete_adapter(ADAPTER)

@@ -17,7 +17,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 QUIET += ["--disable-component-update", "--disable-sync"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its event loop must not run into other tests
 def browser():
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
@@ -36,7 +36,7 @@ def page(browser: Browser, server: str):
     assert not foreign, f"the page asked other hosts: {foreign}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(browser: Browser, server: str, faces: list[Path]) -> str:
     """The address of a project that was taken through all four steps in the browser, with few steps each."""
     context, foreign = watched(browser, server)
