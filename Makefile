@@ -16,7 +16,7 @@ run: $(VENV)/.installed ## Start the page on http://127.0.0.1:7860 (ARGS="--port
 	$(VENV)/bin/python app.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests (ARGS="-m slow" for the slow ones)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and formatting
 	$(VENV)/bin/python -m ruff check .
