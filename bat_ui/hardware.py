@@ -38,6 +38,18 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def mixed_dtype(device: torch.device) -> torch.dtype:
+    """What to autocast a long training of float32 weights to: bfloat16 where the hardware computes in it, else float32."""
+    import torch
+
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if native else torch.float32
+
+
 def gpus() -> int:
     """How many GPUs this machine has."""
     import torch

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from bat_ui.backbones.sticker.muon import Muon
 from bat_ui.backbones.sticker.stage import Stage
 from bat_ui.backbones.sticker.train_autoencoder import LATENT_CHANNELS
-from bat_ui.hardware import best_device
+from bat_ui.hardware import best_device, mixed_dtype
 from bat_ui.seeds import step_generator, stratified_timesteps
 
 BATCH = 96
@@ -88,6 +88,7 @@ def train_unet(
     """
     torch.manual_seed(seed)
     device = best_device()
+    dtype = mixed_dtype(device)
     unet = new_unet(styled.shape[-1]).to(device, memory_format=torch.channels_last)
     latents, styled, styleless, empty = (t.to(device) for t in (latents, styled, styleless, empty))
     scheduler = new_scheduler()
@@ -105,7 +106,9 @@ def train_unet(
         text = torch.where(kind > 1 - EMPTY, empty, text)
         noisy = scheduler.add_noise(latents[rows], noise, timesteps).contiguous(memory_format=torch.channels_last)
         target = scheduler.get_velocity(latents[rows], noise, timesteps)
-        loss = (unet(noisy, timesteps, text).sample - target).square().mean()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            prediction = unet(noisy, timesteps, text).sample
+        loss = (prediction.float() - target).square().mean()
         unet.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
