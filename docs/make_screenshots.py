@@ -34,19 +34,20 @@ PROMPTS = "a flat sticker of sks cat winking\na flat sticker of sks cat, astonis
 @dataclass(frozen=True)
 class Shot:
     """A picture of a step: `tab` is its number, `shows` what must be there first, `from_` what it begins with (else the top
-    of the page), `height` how far it goes at most, in pixels."""
+    of the page), `unfold` the title of a part to open, `height` how far it goes at most, in pixels."""
 
     name: str
     tab: int
     shows: str
     from_: str = ""
+    unfold: str = ""
     height: int = 1000
 
 
 SHOTS = (
     Shot("subject", 1, ".card img"),
-    Shot("backbone", 2, ".pick img"),
-    Shot("groups", 2, "#groups table", from_="#groups", height=700),
+    Shot("backbone", 2, ".pick img", from_="#pick-tools"),
+    Shot("groups", 2, "#groups table", from_="#groups", unfold="Groups and their verdicts", height=700),
     Shot("train", 3, "#losses svg", from_="#runs"),
     Shot("draw", 4, ".pair img"),
     Shot("compare", 5, "#grid img"),
@@ -94,7 +95,8 @@ def photograph(address: str, out: Path) -> None:
         for shot in SHOTS:
             page.set_viewport_size({"width": WIDTH, "height": 800})
             page.goto(address)
-            expect(page.locator("#hardware")).to_contain_text("Hardware", timeout=120_000)
+            standing = page.get_by_role("tab", name=re.compile("^4 "))  # where the project stood; only then may it be moved
+            expect(standing).to_have_attribute("aria-selected", "true", timeout=120_000)
             take(page, shot, out / f"page-{shot.name}.png")
         chromium.close()
 
@@ -102,10 +104,8 @@ def photograph(address: str, out: Path) -> None:
 def take(page: Page, shot: Shot, file: Path) -> None:
     page.get_by_role("tab", name=re.compile(f"^{shot.tab} ")).click()
     shown = page.locator(shot.shows).first
-    for fold in page.locator("button.label-wrap:not(.open)").all():
-        if fold.is_visible() and shot.from_ and fold.locator("xpath=..").locator(shot.shows).count():
-            fold.click()
-            break
+    if shot.unfold:
+        page.get_by_role("button", name=shot.unfold).click()
     expect(shown).to_be_visible(timeout=120_000)
     page.wait_for_function(
         "[...document.images].every(image => image.complete || image.loading === 'lazy')", timeout=120_000

@@ -42,6 +42,7 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
     message = message_box("additions-message")
     with gr.Row(elem_id="search-row"):
         words = gr.Textbox(
+            "",
             label="Look for pictures by words",
             info="In the pictures that the model was trained on, or in the store that you chose.",
             placeholder="sleeping cat",
@@ -57,6 +58,7 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
     html(f"<p class='facts'>{escape(OWN_LABEL)}</p>")
     with gr.Row():
         caption = gr.Textbox(
+            "",
             label="What do they show?",
             info="One description for all that you choose next, without your subject's made-up word.",
             placeholder="a photo of a cat",

@@ -47,7 +47,7 @@ def build_generation_step(shared: Shared) -> Step:
     html("<h2>Draw</h2><p>Ask for your subject by its identifier, as the captions do. Each line is a prompt of its own.</p>")
     chosen = gr.Dropdown([], label="Run", allow_custom_value=True, visible=False, elem_id="draw-run")
     drawn_with = html("", elem_id="drawn-with")
-    prompt = gr.Textbox(label="Prompts", lines=3, max_lines=8, elem_id="prompt")
+    prompt = gr.Textbox("", label="Prompts", lines=3, max_lines=8, elem_id="prompt")
     with gr.Row():
         number = gr.Slider(
             1, 32, step=1, label="Samples", info="Shared out among the prompts.", elem_id="num-images", min_width=220

@@ -72,7 +72,7 @@ class Heartbeat:
         outputs: Sequence[Component],
     ) -> None:
         """Draw `outputs` by `handler` whenever the word that `look` gives for the values of `about` becomes another one."""
-        box = gr.Textbox(visible=False, label="heartbeat")
+        box = gr.Textbox("", visible=False, label="heartbeat")
         self._parts.append(_Part(look, about, box))
         options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         box.change(handler, [*inputs], [*outputs], **options)

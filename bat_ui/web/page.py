@@ -35,7 +35,7 @@ DAY = 24 * 3600
 def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
     """The page for a backbone, given by name or as a folder, and the route by which it looks for changes."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
-        project = gr.Textbox(visible=False, label="project", elem_id="project")
+        project = gr.Textbox("", visible=False, label="project", elem_id="project")
         last = gr.BrowserState("", storage_key="bat-ui-project", secret="bat-ui")
         heartbeat = Heartbeat()
         html(f"<h1>{TITLE}</h1><p>{PROMISE}</p>", elem_id="header")

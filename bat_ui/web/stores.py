@@ -57,7 +57,7 @@ class Stores:
 def build_stores(shared: Shared) -> Stores:
     """Lay out the list and the form and wire their events."""
     id = shared.project
-    chosen = gr.Textbox(visible=False, label="store")
+    chosen = gr.Textbox("", visible=False, label="store")
     with gr.Accordion("Where to look", open=False, elem_id="stores") as panel:
         stores = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="store-list")
         message = message_box("stores-message")
@@ -67,8 +67,10 @@ def build_stores(shared: Shared) -> Stores:
                 "cat.txt), or in metadata.jsonl or a CSV.</p>"
             )
             with gr.Row():
-                title = gr.Textbox(label="Name of the store", placeholder="street cats", max_lines=1, elem_id="store-title")
-                rights = gr.Textbox(label="Licence", placeholder="not stated", max_lines=1, elem_id="store-licence")
+                title = gr.Textbox(
+                    "", label="Name of the store", placeholder="street cats", max_lines=1, elem_id="store-title"
+                )
+                rights = gr.Textbox("", label="Licence", placeholder="not stated", max_lines=1, elem_id="store-licence")
             stands_in = gr.Checkbox(
                 True,
                 label="They stand in for the model's training data",
@@ -79,6 +81,7 @@ def build_stores(shared: Shared) -> Stores:
             root = _root()
             with gr.Row(visible=root is not None, elem_id="folder-row"):
                 folder = gr.Textbox(
+                    "",
                     label="Or a folder of the server", info="Below the folder that was allowed when the page was started.",
                     max_lines=1, elem_id="store-folder", scale=3,
                 )  # fmt: skip

@@ -50,6 +50,7 @@ def build_subject_step(shared: Shared) -> Step:
     message = message_box("subject-message")
     with gr.Row():
         noun = gr.Textbox(
+            "",
             label="What is it?",
             info="A word or two, such as cat or rag doll.",
             placeholder="cat",
@@ -107,6 +108,7 @@ def build_subject_step(shared: Shared) -> Step:
             elem_id="identifier",
         )
         pattern = gr.Textbox(
+            "",
             label="Caption template",
             info="What pictures without a caption of their own are called; {identifier} and {class_noun} are filled in.",
             placeholder=template,

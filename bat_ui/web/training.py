@@ -83,6 +83,7 @@ def build_training_step(shared: Shared) -> Step:
                 ValidationSettings,
                 {
                     "validation_prompts": gr.Textbox(
+                        "",
                         label="Prompts drawn at each checkpoint",
                         info="One a line; your first captions if empty.",
                         lines=2,
@@ -108,7 +109,7 @@ def build_training_step(shared: Shared) -> Step:
         go_on = gr.Button("Go on to samples", visible=False, variant="primary", elem_id="to-samples")
     losses = html("", elem_id="losses")
     samples = html("", elem_id="run-samples")
-    chosen = gr.Textbox(visible=False, label="run", elem_id="run")
+    chosen = gr.Textbox("", visible=False, label="run", elem_id="run")
     own = [begin, runs, panel, stop, stop_now, resume, go_on, losses, samples, chosen]
 
     def follow(project: Project | None, wanted: str) -> Updates:

@@ -196,3 +196,10 @@ def test_only_files_of_projects_are_served(finished, page, server):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server}/gradio_api/file={path}")
         assert refused.value.code in (403, 404)
+
+
+def test_a_step_opened_before_the_page_is_filled_shows_no_error(finished, page):
+    page.goto(finished)
+    open_tab(page, 4)
+    expect(page.get_by_label("Prompts")).not_to_have_value("")
+    expect(page.get_by_text("Error", exact=True)).to_have_count(0)
