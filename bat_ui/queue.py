@@ -20,10 +20,10 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from bat_ui.cli import option_name
 from bat_ui.errors import UserError, explained
 from bat_ui.files import read_json, write_json
 from bat_ui.hardware import devices
+from bat_ui.options import option_name
 from bat_ui.processes import find_process, is_alive, started_at
 from bat_ui.project import Run, projects_folder
 from bat_ui.registry import database, query

@@ -1,5 +1,6 @@
 """The command line on bad input: one sentence, exit code 2, nothing lost."""
 
+import json
 import struct
 import zlib
 
@@ -100,3 +101,46 @@ def test_training_before_selecting_says_what_to_do(subject_folder, tiny_backbone
     assert "run the selection first" in capsys.readouterr().err
     assert main(["generate", str(tmp_path), "--backbone", str(tiny_backbone_folder)]) == 2
     assert "run the training first" in capsys.readouterr().err
+
+
+def test_a_choice_is_pruned_added_to_and_undone_by_hand(subject_folder, tiny_backbone_folder, tmp_path, capsys):
+    out, backbone = tmp_path / "out", ["--backbone", str(tiny_backbone_folder)]
+    few = ["--rule", "nearest", "--num-backbone", "3", "--shortlist", "8"]
+    assert main(["select", str(subject_folder), "--class-noun", "face", "--out", str(out), *backbone, *few]) == 0
+
+    def choose(*words: str) -> list[str]:
+        capsys.readouterr()
+        assert main(["choose", str(out), *words, *backbone]) == 0
+        return [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+
+    taken = choose()
+    assert len(taken) == 3
+    found = next(id for id in choose("--find", "red flag") if id not in {c["id"] for c in candidates(out)})
+    changed = choose("--drop", taken[0], "--add", found)
+    assert set(changed) == {*taken[1:], found}
+    assert {c["id"] for c in candidates(out) if c["chosen"]} == set(changed)
+    assert choose("--undo") == taken
+    assert len(choose("--number", "2")) == 2
+
+
+def test_a_change_by_hand_that_cannot_be_made_changes_nothing(subject_folder, tiny_backbone_folder, tmp_path, capsys):
+    out, backbone = tmp_path / "out", ["--backbone", str(tiny_backbone_folder)]
+    few = ["--rule", "nearest", "--num-backbone", "3", "--shortlist", "8"]
+    assert main(["select", str(subject_folder), "--class-noun", "face", "--out", str(out), *backbone, *few]) == 0
+    before = (out / "selection.json").read_bytes()
+    first = candidates(out)[0]["id"]
+    for words, said in (
+        (["--drop", first, "--keep", "nothing"], "nothing is not among the candidates"),
+        (["--drop", first, "--add", "nothing"], "no such picture"),
+        (["--number", "few"], "--number M"),
+        (["--undo"], "nothing to undo"),
+        (["--own", str(subject_folder / "face1.png")], "Say what your own pictures show"),
+    ):
+        capsys.readouterr()
+        assert main(["choose", str(out), *words, *backbone]) == 2
+        assert said in capsys.readouterr().err
+        assert (out / "selection.json").read_bytes() == before
+
+
+def candidates(out) -> list[dict]:
+    return json.loads((out / "selection.json").read_text(encoding="utf-8"))["candidates"]
