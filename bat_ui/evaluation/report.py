@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bat_ui.errors import UserError
+from bat_ui.evaluation.checkpoints import regrets
 from bat_ui.evaluation.rules import ABLATIONS, RULES
 from bat_ui.evaluation.subjects import TUNING_FAMILIES
 
@@ -91,7 +92,7 @@ def write_report(rows: Sequence[dict], out: Path, commands: Sequence[str], cache
     if suite:
         parts += [_headline(by_rule), _loss_table(by_rule), _plot_bars(by_rule, out), _plot_curves(by_rule, out)]
         parts += [_prediction(by_rule, out), _metric_table(by_rule, "Metrics at the last step")]
-        parts += [_picture_grid(by_rule, out, cache), _every_subject(by_rule)]
+        parts += [_checkpoint_table(suite), _picture_grid(by_rule, out, cache), _every_subject(by_rule)]
     if photos:
         parts += [_metric_table(_by_rule(photos), "Photo subjects (no truth is known: CLIP metrics only)")]
     parts += [_every_setting(rows)]
@@ -177,6 +178,23 @@ def _metric_table(by_rule: dict[str, list[dict]], title: str) -> str:
         "backbone's own CLIP.\n"
     )
     return f"## {title}\n\n" + _markdown(table) + "\n" + note
+
+
+def _checkpoint_table(rows: Sequence[dict]) -> str:
+    found = regrets(rows)
+    ways = [way for way, values in found["heldout_loss"].items() if values]
+    if not ways:
+        return ""
+    table = [["checkpoint", "held-out loss x 1000", "CLIP-I to the own truth x 1000"]]
+    for way in ways:
+        by_subject = [over_seeds(found[truth][way]) for truth in ("heldout_loss", "clip_member")]
+        table.append([way, *(_interval(values) for values in by_subject)])
+    note = (
+        f"{len(found['heldout_loss'][ways[0]])} runs with samples at several steps, of all rules; a subject's value is the "
+        "mean over its runs. Regret is how much worse the held-out members fare than at the run's best step, zero at best. "
+        "The page recommends by CLIP-I, CLIP-T, diversity and PRES alone, which need no truth.\n"
+    )
+    return "## Is the recommended checkpoint a good one? Regret of each way to choose\n\n" + _markdown(table) + "\n" + note
 
 
 def _every_subject(by_rule: dict[str, list[dict]]) -> str:
