@@ -24,7 +24,7 @@ from bat_ui.settings import GenerationSettings
 
 SAMPLES, BATCH, STEPS = 200, 40, 25
 GUIDANCES = (2.5, 4.0, 6.0, 8.0)  # chosen among on TUNING captions that are not among the 200
-TUNING = 40
+TUNING = 120
 
 
 def recall(similarity: torch.Tensor, k: int) -> float:
