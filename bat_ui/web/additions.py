@@ -113,10 +113,10 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
     private = {"api_visibility": "private", "show_progress": "hidden"}
     for event in (search.click, words.submit):
         event(answering(message, look), [id, words], [message, found, results], api_visibility="private")
-    results.click(_clicked(message, add), [*view, found], [message, results, *own], concurrency_limit=1, **private)
+    results.click(_clicked(message, add), [*view, found], [message, results, *own], **private)
     files.upload(
         answering(message, add_own), [id, files, caption, *view[1:]], [message, files, *own],
-        api_name="add_own_pictures", concurrency_limit=1,
+        api_name="add_own_pictures",
     )  # fmt: skip
     gr.api(search_pictures, api_name="search_pictures")
     gr.api(add_picture, api_name="add_picture")

@@ -184,7 +184,7 @@ def build_backbone_step(shared: Shared) -> Step:
             if after != before:
                 history.keep(project, before, whole)
                 after.save(project.choice)
-        return follow(project, known, count, rule)
+            return follow(project, known, count, rule)
 
     def toggle_card(project_id: str, known: list, count: int, rule: str, event: gr.EventData) -> Updates:
         from bat_ui.choice import toggle
@@ -274,9 +274,9 @@ def build_backbone_step(shared: Shared) -> Step:
     stop.click(answering(message, halt), id, [message, stop], api_name="stop_finding")
     cards.click(
         answering(message, toggle_card), view, [message, *own],
-        trigger_mode="multiple", concurrency_limit=1, **private,
+        trigger_mode="multiple", **private,
     )  # fmt: skip
-    groups.click(answering(message, click_group), view, [message, *own], concurrency_limit=1, **private)
+    groups.click(answering(message, click_group), view, [message, *own], **private)
     versus.input(answering(message, compare), view, [message, *own], **private)
     use_rule.click(answering(message, take_rule), view, [message, versus, *own], **private)
     for endpoint in (toggle_picture, toggle_group, choose_number, undo_picture, compare_rules):

@@ -68,17 +68,18 @@ def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
             return show_all(opened(id))
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(open_page, last, [project, tabs, *everything], **quiet)
-        page.load(lambda: _hardware(backbone), None, hardware, **quiet)
+        filled = page.load(open_page, last, [project, tabs, *everything], **quiet)
+        filled.then(lambda: _hardware(backbone), None, hardware, **quiet)
         wide = gr.Checkbox(visible=False)  # a sidebar is open where there is room for it beside the steps
         page.load(lambda wide: gr.Sidebar(open=wide), wide, sidebar.panel, js="() => window.innerWidth > 1100", **quiet)
         for event in sidebar.reopening:
             event.then(open_again, project, [tabs, *everything], **quiet)
         project.change(lambda id: id, project, last, js=PROJECT_IN_ADDRESS, **quiet)
         for event in page.fns.values():
+            event.queue = event.renderable is not None  # only there an answer may bring new parts of the page
             if event.api_visibility == "public":
                 event.fn.__name__ = event.api_name  # an assistant's tools are called as the endpoints are
-    return page.queue(max_size=64, default_concurrency_limit=4, api_open=False), heartbeat.route
+    return page, heartbeat.route
 
 
 def _is_initial(part: Block, update: Any) -> bool:

@@ -65,7 +65,8 @@ def build_subject_step(shared: Shared) -> Step:
             min_width=260,
         )
     calling = html("", elem_id="calling")
-    shown = gr.State("")
+    shown = gr.Textbox("", visible=False, label="pictures shown")
+    in_card = {"queue": False, "api_visibility": "private"}  # made anew with each picture, so the page cannot set them
     with gr.Column(elem_id="subject-cards"):
 
         @gr.render(inputs=[id, shown], triggers=[shown.change])
@@ -83,19 +84,19 @@ def build_subject_step(shared: Shared) -> Step:
                         if box is not None:
                             ends = ("Left", "Middle", "Right") if box[3] - box[1] == 1 else ("Top", "Middle", "Bottom")
                             part = gr.Radio(list(zip(ends, CROPS)), value=picture.crop, label=f"Square of {picture.name}")
-                            part.input(cropper(picture.name), [id, part], [message, *own], api_visibility="private")
+                            part.input(cropper(picture.name), [id, part], [message, *own], **in_card)
                         label = f"Caption of {picture.name}"
                         box = gr.Textbox(picture.caption, label=label, placeholder="as above", lines=2, max_lines=4)
-                        box.blur(keeper(picture.name), [id, box], None, show_progress="hidden", api_visibility="private")
+                        box.blur(keeper(picture.name), [id, box], None, show_progress="hidden", **in_card)
                         remove = gr.Button("Remove", size="sm", elem_classes="quiet")
-                        remove.click(remover(picture.name), id, [message, *own], api_visibility="private")
+                        remove.click(remover(picture.name), id, [message, *own], **in_card)
                         boxes.append(box)
             use.click(
                 answering(message, use_pictures),
                 [id, noun, identifier, cut_out, pattern, *boxes],
                 [message, shared.tabs, *own],
                 trigger_mode="once",
-                api_visibility="private",
+                **in_card,
             )
 
     warnings = html("", elem_id="subject-warnings")
@@ -244,7 +245,6 @@ def build_subject_step(shared: Shared) -> Step:
         [id, files, noun, identifier],
         [id, message, *own],
         api_name="add_pictures",
-        concurrency_limit=2,
     )
     for name, button in examples.items():
         button.click(example_user(EXAMPLES / name), id, [id, message, *own], api_visibility="private")
@@ -257,7 +257,7 @@ def build_subject_step(shared: Shared) -> Step:
             trigger_mode="always_last",
             api_visibility="private",
         )
-    cut_out.input(answering(message, cut), [id, cut_out], [message, *own], api_name="cut_out", concurrency_limit=2)
+    cut_out.input(answering(message, cut), [id, cut_out], [message, *own], api_name="cut_out")
     gr.api(use_pictures_endpoint, api_name="use_pictures")
     gr.api(crop_picture, api_name="crop_picture")
     gr.api(use_example_endpoint, api_name="use_example")

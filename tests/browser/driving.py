@@ -44,12 +44,19 @@ def open_at(page: Page, address: str, number: int) -> None:
     open_tab(page, number)
 
 
+def unfold(page: Page, name: str | re.Pattern) -> None:
+    """Open an accordion. Gradio makes its parts then, and gives them their first values a frame later."""
+    page.get_by_role("button", name=name).locator("visible=true").click()
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))")
+
+
 def find_pictures(page: Page, candidates: int) -> None:
     expect(page.get_by_role("button", name="Find helpful pictures")).to_be_visible()
-    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    unfold(page, "Advanced")
     for label, value in (("Candidates", candidates), ("Surrogate steps", 2)):
         page.get_by_label(label).fill(str(value))
         page.get_by_label(label).press("Tab")
+        expect(page.get_by_label(label)).to_have_value(str(value))
     page.get_by_role("button", name="Find helpful pictures").click()
     expect(page.locator("#backbone-panel progress")).to_be_visible()
     expect(page.locator(".pick")).to_have_count(candidates)

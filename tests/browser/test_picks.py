@@ -4,7 +4,7 @@ import re
 import zipfile
 
 import pytest
-from driving import PATIENCE, open_page, open_tab, watched
+from driving import PATIENCE, open_page, open_tab, unfold, watched
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -33,7 +33,7 @@ def taken(page: Page) -> int:
 
 def test_a_picture_found_by_words_is_added_said_to_be_unchecked_and_undone(copied, page):
     before = taken(page)
-    page.get_by_role("button", name="Add pictures by hand").click()
+    unfold(page, "Add pictures by hand")
     box = page.get_by_label("Look for pictures by words")
     box.fill("smiling face")
     box.press("Enter")
@@ -60,7 +60,7 @@ def test_a_picture_found_by_words_is_added_said_to_be_unchecked_and_undone(copie
 
 
 def test_a_search_for_nothing_is_answered_in_a_sentence(copied, page):
-    page.get_by_role("button", name="Add pictures by hand").click()
+    unfold(page, "Add pictures by hand")
     page.get_by_role("button", name="Search", exact=True).click()
     expect(page.locator("#additions-message")).to_contain_text("Say what to look for")
 
@@ -68,7 +68,7 @@ def test_a_search_for_nothing_is_answered_in_a_sentence(copied, page):
 def test_own_pictures_are_checked_labelled_and_taken(copied, page, tmp_path):
     Image.new("RGB", (80, 60), "teal").save(tmp_path / "mine.png", compress_level=0)
     (tmp_path / "bad.png").write_text("no picture")
-    page.get_by_role("button", name="Add pictures by hand").click()
+    unfold(page, "Add pictures by hand")
     files = page.locator("#own-upload input[type=file]")
     files.set_input_files(tmp_path / "mine.png")
     expect(page.locator("#additions-message")).to_contain_text("Say what your own pictures show")
@@ -93,7 +93,7 @@ def open_file_chooser(page: Page, files) -> None:
 
 
 def test_a_group_is_taken_and_dropped_by_one_click_each(copied, page):
-    page.get_by_role("button", name="Groups and their verdicts").click()
+    unfold(page, "Groups and their verdicts")
     row = page.locator("#groups tbody tr").first
     size = int(re.search(r"of (\d+)", row.locator("td").nth(2).inner_text())[1])
     if row.get_by_role("button", name="Take all").is_enabled():
@@ -140,8 +140,8 @@ def test_a_zip_becomes_a_store_that_is_listed_and_can_be_chosen(copied, page, tm
             Image.new("RGB", (40, 40), (50 * n, 90, 200 - 40 * n)).save(tmp_path / "tile.png")
             archive.write(tmp_path / "tile.png", f"{n}.png")
             archive.writestr(f"{n}.txt", f"tile {n}")
-    page.get_by_role("button", name=re.compile("^Where to look")).click()
-    page.get_by_role("button", name="Bring in pictures").click()
+    unfold(page, re.compile("^Where to look"))
+    unfold(page, "Bring in pictures")
     page.get_by_label("Name of the store").fill("Tiles & <i>more</i>")
     page.get_by_label("Licence").fill("CC0")
     page.locator("#store-upload input[type=file]").set_input_files(tmp_path / "tiles.zip")
@@ -158,8 +158,8 @@ def test_a_zip_becomes_a_store_that_is_listed_and_can_be_chosen(copied, page, tm
 
 def test_a_file_that_only_calls_itself_a_zip_is_refused_in_a_sentence(copied, page, tmp_path):
     (tmp_path / "no.zip").write_bytes(b"PK nothing")
-    page.get_by_role("button", name=re.compile("^Where to look")).click()
-    page.get_by_role("button", name="Bring in pictures").click()
+    unfold(page, re.compile("^Where to look"))
+    unfold(page, "Bring in pictures")
     page.get_by_label("Name of the store").fill("nothing")
     page.locator("#store-upload input[type=file]").set_input_files(tmp_path / "no.zip")
     expect(page.locator("#ingest-panel")).to_contain_text("This is no zip file")
