@@ -1,6 +1,6 @@
 """Make the screenshots of the README and the guide from a real run of the page, so that they stay true.
 
-    python docs/make_screenshots.py [--quick]
+    python -m docs.make_screenshots [--quick]
 
 A server of its own takes the example of the flat cat through all steps and trains twice, with and without backbone pictures;
 Chromium looks at the result.  Writes docs/images/page-NAME.png; --quick tries the script out with a tiny backbone, and

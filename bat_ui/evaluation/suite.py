@@ -79,7 +79,7 @@ class EvaluationSettings:
 
 
 DEFAULT_NUMBER, DEFAULT_STRENGTH = 40, 1.0
-TUNING_NUMBERS, TUNING_STRENGTHS = (10, 40, 160, 640), (0.3, 1.0, 3.0)
+TUNING_NUMBERS, TUNING_STRENGTHS = (10, 40, 160, 640), (0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,21 @@ def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
 
 
 def tuned(rows: Sequence[dict], rule: str) -> tuple[int | None, float] | None:
-    """(number, strength) of lowest held-out loss, a mean over checkpoints and tuning subjects; None if not tuned.
+    """(number, strength) of lowest held-out loss, at the best and the last step alike, a mean over runs; None if not tuned.
 
     Only settings that ran on all tuning subjects, seeds and steps that any of the rule's settings ran on are compared.
     """
-    losses: dict[tuple, dict[tuple, float]] = {}
+    runs: dict[tuple, dict[tuple, dict[int, float]]] = {}
     for row in rows:
         if row["split"] == "tuning" and row["rule"] == rule and row["heldout_loss"] is not None:
-            place = (row["subject"], row["style"], row["seed"], row["step"])
-            losses.setdefault((row["number"], row["strength"]), {})[place] = row["heldout_loss"]
-    most = max((len(found) for found in losses.values()), default=0)
-    complete = {key: statistics.fmean(found.values()) for key, found in losses.items() if len(found) == most}
+            steps = runs.setdefault((row["number"], row["strength"]), {})
+            steps.setdefault((row["subject"], row["style"], row["seed"]), {})[row["step"]] = row["heldout_loss"]
+    most = max((sum(map(len, found.values())) for found in runs.values()), default=0)
+    complete = {
+        key: statistics.fmean(min(steps.values()) + steps[max(steps)] for steps in found.values())
+        for key, found in runs.items()
+        if sum(map(len, found.values())) == most
+    }
     return min(complete, key=complete.get) if complete else None
 
 

@@ -149,7 +149,7 @@ def test_the_suite_has_twelve_subjects_that_tuning_never_sees():
     assert len(subjects.subject_names()) == 12 and len(subjects.subject_names(tuning=True)) == 2
     assert not set(subjects.subject_names()) & set(subjects.subject_names(tuning=True))
     with pytest.raises(UserError, match="for tuning only"):
-        suite.plan(replace(TINY, subjects=("half-hours",)))
+        suite.plan(replace(TINY, subjects=("monkeys",)))
 
 
 @pytest.mark.parametrize("name", subjects.subject_names() + subjects.subject_names(tuning=True))
@@ -190,6 +190,9 @@ def test_tuning_takes_the_complete_setting_of_lowest_loss():
     assert suite.tuned(rows, "albat") == (40, 1.0)
     assert suite.tuned(rows, "random") is None
     assert {j.number for j in suite.plan(replace(TINY, rules=("albat",), numbers=()), rows)} == {40}
+    found = ((10, "a", 0.3), (10, "b", 0.3), (40, "a", 0.2), (40, "b", 0.9))
+    late = [row(number, subject, loss) | {"step": 9} for number, subject, loss in found]
+    assert suite.tuned(rows + late, "albat") == (10, 1.0)  # what 40 wins at its best step, it loses later
 
 
 def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, tmp_path, monkeypatch):
