@@ -23,6 +23,7 @@ from torch import Tensor
 from bat_ui.albat.benefit import asymptotic_error, rank_by_benefit
 from bat_ui.albat.cross_fit import rank_by_score
 from bat_ui.albat.selection import Assessment, Sketches, assess, select
+from bat_ui.albat.strength import draw_by_strength, group_strengths
 from bat_ui.albat.validity import cluster
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -51,6 +52,7 @@ SKETCHED = {
     "cross_fit_weighted": ("cross_fit", {"weighted": True}),
     "gradient_dot": ("gradient_dot", {}),
     "gradient_dot_shared": ("gradient_dot", {}),
+    "graded": ("without_validity", {}),
     "truth_judges": ("cross_fit", {}),
     "truth_dot": ("gradient_dot", {}),
 }
@@ -86,6 +88,7 @@ class Chosen:
     images: Encoded | None
     ids: tuple[str, ...]
     seconds: float
+    strength: float = 1.0  # what the rule would have the weight lambda multiplied by
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +151,8 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
         return Chosen(world.images(ids), ids, time.perf_counter() - started)
     if rule not in SKETCHED:
         raise UserError(f'There is no rule "{rule}": choose from {", ".join(RULES + ABLATIONS)}.')
+    if rule == "graded":
+        return _graded(number, world, pool, seed)
     name, options = SKETCHED[rule]
     folded = rule in FOLDED
     if rule in TRUE:
@@ -164,6 +169,22 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
         return Chosen(None, (), seconds)
     weights = None if found.weights is None else torch.from_numpy(np.asarray(found.weights)).float()
     return Chosen(replace(world.images(found.chosen), weights=weights), found.chosen, seconds)
+
+
+def _graded(number: int | None, world: World, pool: Pool, seed: int) -> Chosen:
+    """Pictures of all groups, drawn by each group's best strength; their mean is the strength of all."""
+    started, s, a = time.perf_counter(), pool.candidates, pool.assessment
+    risk = s.curvature.flatten(0, 1) / len(s.ids) ** 0.5
+    by_group = group_strengths(s.curvature, s.groups, s.adaptation_curvature, risk, a.validity.disagreement(), ridge=a.ridge)
+    strengths = torch.tensor([by_group[g] for g in s.groups.tolist()])
+    drawn = draw_by_strength(strengths, len(s.ids) if number is None else number, seed)
+    ids = tuple(s.ids[i] for i in drawn.tolist())
+    seconds = time.perf_counter() - started + pool.seconds["sketches"]
+    images = world.images(ids)
+    if number is None:  # then the odds are left to training
+        images = replace(images, weights=(strengths[drawn] / strengths.mean()).float())
+        return Chosen(images, ids, seconds, float((strengths**2).mean() / strengths.mean()))
+    return Chosen(images, ids, seconds, float(strengths[drawn].mean()))
 
 
 def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache: Path) -> tuple[list[Image.Image], float]:

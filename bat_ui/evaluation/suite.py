@@ -221,11 +221,11 @@ class Bench:
         pool = self.pool() if job.rule in SKETCHED or s.prediction else None
         chosen = choose(job.rule, job.number, self.world, self.case, self.seed, pool, self.cache)
         strength = DEFAULT_STRENGTH if job.strength is None else job.strength
-        training = replace(s.training, seed=self.seed, steps=max(steps), strength=strength)
+        training = replace(s.training, seed=self.seed, steps=max(steps), strength=strength * chosen.strength)
         said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
             said = predict(pool, chosen.ids, strength)
-        common = {"num": 0 if chosen.images is None else len(chosen.images), **said}
+        common = {"num": 0 if chosen.images is None else len(chosen.images), "lambda": training.strength, **said}
         seconds, last = chosen.seconds, time.perf_counter()
         with self._adapter(job, training) as weights:
             for step, losses in self._steps(job, chosen.images, training, weights):
