@@ -175,7 +175,9 @@ def _graded(number: int | None, world: World, pool: Pool, seed: int) -> Chosen:
     """Pictures of all groups, drawn by each group's best strength; their mean is the strength of all."""
     started, s, a = time.perf_counter(), pool.candidates, pool.assessment
     risk = s.curvature.flatten(0, 1) / len(s.ids) ** 0.5
-    by_group = group_strengths(s.curvature, s.groups, s.adaptation_curvature, risk, a.validity.disagreement(), ridge=a.ridge)
+    # The middle of the interval: the likeliest value is often none at all, of groups too small to tell.
+    middle = {g.group: sum(g.interval) / 2 / a.ridge for g in a.validity.groups}
+    by_group = group_strengths(s.curvature, s.groups, s.adaptation_curvature, risk, middle, ridge=a.ridge)
     strengths = torch.tensor([by_group[g] for g in s.groups.tolist()])
     drawn = draw_by_strength(strengths, len(s.ids) if number is None else number, seed)
     ids = tuple(s.ids[i] for i in drawn.tolist())
