@@ -63,6 +63,7 @@ FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
 RULES = (
     "backbone",
     "none",
+    "none_share",
     "prior",
     "random",
     "whole_store",
@@ -76,7 +77,8 @@ RULES = (
     "oracle",
 )
 ABLATIONS = tuple(rule for rule in SKETCHED if rule not in RULES)
-WITHOUT_PICTURES = ("backbone", "none")  # `backbone` is no training at all
+# `backbone` is no training at all; `none_share` has as many subject pictures in a batch as there are beside backbone ones.
+WITHOUT_PICTURES = ("backbone", "none", "none_share")
 WITHOUT_NUMBER = (*WITHOUT_PICTURES, "whole_store")
 EXTRA = 40  # of each rule in FROM_STORE are sketched beside the shortlist, only to predict what these rules do
 

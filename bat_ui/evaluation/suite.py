@@ -222,6 +222,8 @@ class Bench:
         chosen = choose(job.rule, job.number, self.world, self.case, self.seed, pool, self.cache)
         strength = DEFAULT_STRENGTH if job.strength is None else job.strength
         training = replace(s.training, seed=self.seed, steps=max(steps), strength=strength * chosen.strength)
+        if job.rule == "none_share":
+            training = replace(training, batch_size=max(round(training.batch_size * (1 - training.backbone_share)), 1))
         said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
             said = predict(pool, chosen.ids, strength)

@@ -109,6 +109,17 @@ def test_every_rule_and_seed_is_measured_at_the_same_noise(backbone, monkeypatch
     assert len({s[3] for s in seen if s[0] == 3}) == 1  # and the store pictures of the prior loss are the same
 
 
+def test_none_share_sees_as_many_subject_pictures_in_a_step_as_are_seen_beside_backbone_pictures(backbone, tmp_path):
+    losses = {}
+    for rule, batch_size in (("none_share", 4), ("none", 2), ("none", 4)):
+        training = replace(TINY.training, batch_size=batch_size)
+        settings = replace(TINY, rules=(rule,), steps=(2,), prediction=False, training=training)
+        results = tmp_path / f"{rule}{batch_size}.jsonl"
+        suite.run(backbone, settings, suite.plan(settings), results, tmp_path / "cache")
+        losses[rule, batch_size] = [row["heldout_loss"] for row in suite.read_rows(results)]
+    assert losses["none_share", 4] == losses["none", 2] != losses["none", 4]
+
+
 def test_rows_without_samples_are_made_again_only_where_samples_are_wanted(finished, backbone):
     folder, _ = finished
     rows = suite.read_rows(folder / "results.jsonl")

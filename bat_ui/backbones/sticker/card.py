@@ -53,7 +53,8 @@ CLIP training also left out 200 random pictures of one style, for the measuremen
 {rows}
 
 Hardware: {record["hardware"]}; torch {record["torch"]}. Weights in float32; the UNet computed in bfloat16
-where the processor can. Made by `python -m bat_ui build-sticker`. What it reaches is measured by `python benchmarks/sticker.py`: see docs/benchmarks/sticker.md.
+where the processor can. Made by `python -m bat_ui build-sticker`; what it reaches is measured by
+`python benchmarks/sticker.py`: see docs/benchmarks/sticker.md.
 
 ## Limits
 It knows emoji and nothing else: white grounds, one subject in the middle, 64 pixels. Photographs, scenes and long prompts
