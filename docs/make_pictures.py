@@ -44,11 +44,11 @@ def cat() -> None:
         with_adapter, without = personalize(given_folder, "cat", Path(out), prompts)
         subject = Subject.load(Path(out) / "subject")
     rows = [
-        ("given: " + ", ".join(c.split("sks ")[-1] for c in subject.captions), list(subject.images)),
         (
-            "asked for: " + ", ".join(s.name for s in others) + " (the true pictures, never seen)",
-            [data.render(s) for s in others],
+            "given: " + ", ".join(c.replace("sks ", "").split("sticker of ")[-1] for c in subject.captions),
+            list(subject.images),
         ),
+        ("asked for: " + ", ".join(s.name for s in others), [data.render(s) for s in others]),
         ("drawn with the adapter", with_adapter),
         ("drawn without", without),
     ]
