@@ -107,7 +107,7 @@ def rank_by_benefit(
     *,
     noise: float,
     ridge: float,
-    weight: float = 1.0,
+    weight: float | Tensor = 1.0,
     allowed: Tensor | None = None,
     forced: Tensor | None = None,
     groups: Tensor | None = None,
@@ -118,15 +118,16 @@ def rank_by_benefit(
 ) -> Ranking:
     """Greedy ranking by the fall of E(S) = tr(Q M_S), M_S = (C^-1 + sum_S w H_c / sigma^2)^-1.
 
-    curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of one image
-    beside one adaptation image. forced (n,) booleans are ranked first, then allowed (n,) ones, at most limit in all.
+    curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of an image beside
+    one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, at most limit in all.
     disagreement: lam_j / sigma^2 by group label (validity); adds bias_S^2 = sum_j lam_j |L M_S H_{S,j}|^2 to the
     errors. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks
     (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and from 256 on the best m.
     The errors are exact for the order either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
     """
     picks = Picks(len(curvature), allowed, forced, limit)
-    rows = curvature[picks.places] * weight**0.5
+    weights = torch.as_tensor(weight, dtype=curvature.dtype, device=curvature.device).expand(len(curvature))
+    rows = curvature[picks.places] * weights[picks.places].sqrt()[:, None, None]
     count, rank, size = rows.shape
     m = LowRank(adaptation.reshape(-1, size), ridge)
     started = m.start(rows.reshape(-1, size)).view(count, rank, size)  # U M_0

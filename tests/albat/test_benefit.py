@@ -42,6 +42,18 @@ def test_greedy_picks_and_errors_are_those_of_dense_inverses(rank):
     torch.testing.assert_close(got.gains, -got.errors.diff())
 
 
+def test_each_image_may_have_a_weight_of_its_own():
+    curvature, risk, adaptation = problem(rank=2)
+    weights = torch.rand(24, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    allowed = torch.arange(24) % 3 > 0  # the weights follow the images, whichever may be chosen
+    options = {"noise": NOISE, "ridge": RIDGE, "weight": weights, "allowed": allowed, "pool": 24}
+    got = rank_by_benefit(curvature, risk, adaptation, **options)
+    for size in (1, 7, 16):
+        chosen = got.order[:size].tolist()
+        dense = dense_error(curvature, risk, adaptation, chosen, [weights[c] for c in chosen])
+        assert abs(got.errors[size].item() - dense) < 1e-9
+
+
 def test_errors_in_blocks_are_exact_for_their_order_and_near_plain_greedy():
     curvature, risk, adaptation = problem(count=300, rank=1, size=20)
     options = {"noise": NOISE, "ridge": RIDGE, "weight": WEIGHT}
