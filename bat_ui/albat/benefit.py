@@ -119,7 +119,8 @@ def rank_by_benefit(
     """Greedy ranking by the fall of E(S) = tr(Q M_S), M_S = (C^-1 + sum_S w H_c / sigma^2)^-1.
 
     curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of an image beside
-    one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, at most limit in all.
+    one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, at
+    most limit in all.
     disagreement: lam_j / sigma^2 by group label (validity); adds bias_S^2 = sum_j lam_j |L M_S H_{S,j}|^2 to the
     errors. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks
     (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and from 256 on the best m.
