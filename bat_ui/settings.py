@@ -45,6 +45,11 @@ class TrainingSettings:
     seed: int = 0
     text_encoder: bool = False  # the text encoder learns, too
 
+    @property
+    def from_backbone(self) -> int:
+        """Pictures of a batch that are backbone pictures, if there are any; the others are the subject's, at least one."""
+        return round(self.batch_size * self.backbone_share)
+
 
 @dataclass(frozen=True)
 class ValidationSettings:

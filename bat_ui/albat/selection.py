@@ -201,7 +201,7 @@ def select(
     if weighted and take:
         adaptation = s.adaptation_curvature.flatten(0, 1)
         picked = s.curvature[chosen]
-        weights = design_weights(picked, _risk(s), adaptation, ridge=assessment.ridge, weight=weight).numpy()
+        weights = design_weights(picked, risk_of(s), adaptation, ridge=assessment.ridge, weight=weight).numpy()
     return Selection(
         rule=rule,
         order=ranking.order.numpy(),
@@ -214,7 +214,8 @@ def select(
     )
 
 
-def _risk(s: Sketches) -> Tensor:
+def risk_of(s: Sketches) -> Tensor:
+    """Vectors (l, k) of Q: the sketches' own, else the candidates' mean curvature."""
     return s.risk if len(s.risk) else s.curvature.flatten(0, 1) / len(s.ids) ** 0.5
 
 
@@ -223,14 +224,14 @@ def _rank(
 ) -> Ranking:
     adaptation = s.adaptation_curvature.flatten(0, 1)
     if rule == "cross_fit":
-        risk = s.judge_curvature.flatten(0, 1) / len(s.judges) ** 0.5 if len(s.judge_curvature) else _risk(s)
+        risk = s.judge_curvature.flatten(0, 1) / len(s.judges) ** 0.5 if len(s.judge_curvature) else risk_of(s)
         return rank_by_score(
             s.judges, s.fold_gradients, s.curvature, risk, adaptation,
             ridge=a.ridge, weight=weight, allowed=allowed, forced=first, limit=limit,
         )  # fmt: skip
     if rule in ("albat", "without_validity"):
         return rank_by_benefit(
-            s.curvature, _risk(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
+            s.curvature, risk_of(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
             forced=first, groups=s.groups, disagreement=a.validity.disagreement(), limit=limit,
         )  # fmt: skip
     if rule == "without_benefit":

@@ -7,7 +7,6 @@ weight, and disagreement makes it small instead of forbidding the group.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bat_ui.albat.benefit import LowRank
@@ -36,11 +35,3 @@ def group_strengths(
         best = float(gain / (2 * len(adaptation) * lam * bias)) if lam * bias > 0 else CAP
         found[label] = min(best, CAP)
     return found
-
-
-def draw_by_strength(strengths: Tensor, number: int, seed: int) -> Tensor:
-    """`number` indices out of strengths (n,), each the more likely the stronger, none twice (Gumbel's top k)."""
-    noise = -torch.log(
-        -torch.log(torch.rand(len(strengths), generator=torch.Generator().manual_seed(seed), dtype=torch.double))
-    )
-    return (strengths.double().log() + noise).topk(min(number, len(strengths))).indices

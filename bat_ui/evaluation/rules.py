@@ -22,8 +22,8 @@ from torch import Tensor
 
 from bat_ui.albat.benefit import asymptotic_error, rank_by_benefit
 from bat_ui.albat.cross_fit import rank_by_score
-from bat_ui.albat.selection import Assessment, Sketches, assess, select
-from bat_ui.albat.strength import draw_by_strength, group_strengths
+from bat_ui.albat.selection import Assessment, Sketches, assess, risk_of, select
+from bat_ui.albat.strength import group_strengths
 from bat_ui.albat.validity import cluster
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -52,7 +52,7 @@ SKETCHED = {
     "cross_fit_weighted": ("cross_fit", {"weighted": True}),
     "gradient_dot": ("gradient_dot", {}),
     "gradient_dot_shared": ("gradient_dot", {}),
-    "graded": ("without_validity", {}),
+    "graded": ("graded", {}),  # not in the product yet: _graded below
     "truth_judges": ("cross_fit", {}),
     "truth_dot": ("gradient_dot", {}),
 }
@@ -176,19 +176,18 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
 def _graded(number: int | None, world: World, pool: Pool, seed: int) -> Chosen:
     """Pictures of all groups, drawn by each group's best strength; their mean is the strength of all."""
     started, s, a = time.perf_counter(), pool.candidates, pool.assessment
-    risk = s.curvature.flatten(0, 1) / len(s.ids) ** 0.5
     # The middle of the interval: the likeliest value is often none at all, of groups too small to tell.
     middle = {g.group: sum(g.interval) / 2 / a.ridge for g in a.validity.groups}
-    by_group = group_strengths(s.curvature, s.groups, s.adaptation_curvature, risk, middle, ridge=a.ridge)
+    by_group = group_strengths(s.curvature, s.groups, s.adaptation_curvature, risk_of(s), middle, ridge=a.ridge)
     strengths = torch.tensor([by_group[g] for g in s.groups.tolist()])
-    drawn = draw_by_strength(strengths, len(s.ids) if number is None else number, seed)
-    ids = tuple(s.ids[i] for i in drawn.tolist())
     seconds = time.perf_counter() - started + pool.seconds["sketches"]
-    images = world.images(ids)
-    if number is None:  # then the odds are left to training
-        images = replace(images, weights=(strengths[drawn] / strengths.mean()).float())
-        return Chosen(images, ids, seconds, float((strengths**2).mean() / strengths.mean()))
-    return Chosen(images, ids, seconds, float(strengths[drawn].mean()))
+    if number is None:  # all of them, and the odds are left to training
+        images = replace(world.images(s.ids), weights=strengths / strengths.mean())
+        return Chosen(images, s.ids, seconds, float((strengths**2).mean() / strengths.mean()))
+    rng = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(strengths, min(number, len(strengths)), generator=rng)
+    ids = tuple(s.ids[i] for i in drawn.tolist())
+    return Chosen(world.images(ids), ids, seconds, float(strengths[drawn].mean()))
 
 
 def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache: Path) -> tuple[list[Image.Image], float]:

@@ -136,11 +136,12 @@ def tuned(rows: Sequence[dict], rule: str) -> tuple[int | None, float] | None:
         if row["split"] == "tuning" and row["rule"] == rule and row["heldout_loss"] is not None:
             steps = runs.setdefault((row["number"], row["strength"]), {})
             steps.setdefault((row["subject"], row["style"], row["seed"]), {})[row["step"]] = row["heldout_loss"]
-    most = max((sum(map(len, found.values())) for found in runs.values()), default=0)
+    measured = {key: sum(map(len, found.values())) for key, found in runs.items()}
+    most = max(measured.values(), default=0)
     complete = {
         key: statistics.fmean(min(steps.values()) + steps[max(steps)] for steps in found.values())
         for key, found in runs.items()
-        if sum(map(len, found.values())) == most
+        if measured[key] == most
     }
     return min(complete, key=complete.get) if complete else None
 
@@ -223,7 +224,7 @@ class Bench:
         strength = DEFAULT_STRENGTH if job.strength is None else job.strength
         training = replace(s.training, seed=self.seed, steps=max(steps), strength=strength * chosen.strength)
         if job.rule == "none_share":
-            training = replace(training, batch_size=max(round(training.batch_size * (1 - training.backbone_share)), 1))
+            training = replace(training, batch_size=max(training.batch_size - training.from_backbone, 1))
         said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
             said = predict(pool, chosen.ids, strength)

@@ -50,7 +50,7 @@ def train(
     several processes share each batch out and have equal weights after it.
     """
     together = together or processes()
-    from_backbone = round(settings.batch_size * settings.backbone_share) if chosen is not None and len(chosen) else 0
+    from_backbone = settings.from_backbone if chosen is not None and len(chosen) else 0
     from_subject = max(settings.batch_size - from_backbone, 1)
     total = from_subject + from_backbone
     factors = torch.full((total,), 1.0 / from_subject)

@@ -74,8 +74,7 @@ class Heartbeat:
         """Draw `outputs` by `handler` whenever the word that `look` gives for the values of `about` becomes another one."""
         box = gr.Textbox("", visible=False, label="heartbeat")
         self._parts.append(_Part(look, about, box))
-        options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        box.change(handler, [*inputs], [*outputs], **options)
+        box.change(handler, [*inputs], [*outputs], show_progress="hidden", api_visibility="private")
 
     def start(self) -> None:
         """Beat from now on; no more can be followed."""

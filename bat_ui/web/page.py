@@ -76,7 +76,9 @@ def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
             event.then(open_again, project, [tabs, *everything], **quiet)
         project.change(lambda id: id, project, last, js=PROJECT_IN_ADDRESS, **quiet)
         for event in page.fns.values():
-            event.queue = event.renderable is not None  # only there an answer may bring new parts of the page
+            # Gradio's queue loses answers where one event ends as another begins.  All are short and need none, but only
+            # through it an answer may bring new parts of the page.
+            event.queue = event.renderable is not None
             if event.api_visibility == "public":
                 event.fn.__name__ = event.api_name  # an assistant's tools are called as the endpoints are
     return page, heartbeat.route

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
+from threading import BoundedSemaphore
 
 import gradio as gr
 
@@ -28,6 +29,7 @@ EXAMPLE_NAMES = {
     "red-haired-woman": "Red-haired woman",
 }
 STICKER_PIXELS, PHOTO_PIXELS = 64, 1024  # width and height of what is drawn, the largest of photographs
+_decoding = BoundedSemaphore(2)  # requests at once that decode pictures, which may be large
 NO_PICTURE = "There is no picture of the subject: choose 3 to 10."
 
 
@@ -141,11 +143,12 @@ def build_subject_step(shared: Shared) -> Step:
         is, `word` is the made-up word that is to mean it."""
         project = opened(project_id) or registry.make()
         drafts.change(project, class_noun=class_noun, identifier=word)
-        try:
-            problems = drafts.add_pictures(project, [Path(file) for file in chosen or []])
-        except UserError as problem:
-            problems = [str(problem)]
-        return {**show(project), id: project.folder.name, message: alert(*problems)}
+        with _decoding:
+            try:
+                problems = drafts.add_pictures(project, [Path(file) for file in chosen or []])
+            except UserError as problem:
+                problems = [str(problem)]
+            return {**show(project), id: project.folder.name, message: alert(*problems)}
 
     def say(project_id: str, class_noun: str, word: str, wording: str) -> Updates:
         project = opened(project_id)
@@ -160,7 +163,8 @@ def build_subject_step(shared: Shared) -> Step:
         if project is None:
             return {}
         drafts.change(project, cut_out=wished)
-        return show(project)
+        with _decoding:
+            return show(project)
 
     def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, wording: str, *captions: str) -> Updates:
         project = required(project_id, NO_PICTURE)

@@ -1,9 +1,8 @@
 """The best weight of a group against the error written out with dense matrices."""
 
-import pytest
 import torch
 
-from bat_ui.albat.strength import CAP, draw_by_strength, group_strengths
+from bat_ui.albat.strength import CAP, group_strengths
 
 
 def drawn_case():
@@ -37,11 +36,3 @@ def test_the_strength_is_where_the_error_written_out_is_lowest():
 def test_a_group_that_agrees_counts_as_much_as_the_subject():
     adaptation, curvature, groups, risk = drawn_case()
     assert group_strengths(curvature, groups, adaptation, risk, {0: 0.0}, ridge=2.0) == {0: CAP}
-
-
-def test_pictures_are_drawn_once_each_and_as_often_as_they_are_strong():
-    strengths = torch.tensor([1.0, 3.0, 1e-9, 4.0])
-    draws = [draw_by_strength(strengths, 1, seed).item() for seed in range(2000)]
-    shares = torch.bincount(torch.tensor(draws), minlength=4) / 2000
-    assert shares.tolist() == pytest.approx([1 / 8, 3 / 8, 0, 4 / 8], abs=0.04)
-    assert sorted(draw_by_strength(strengths, 4, 0).tolist()) == [0, 1, 2, 3]
