@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -120,8 +121,9 @@ def build_generation_step(shared: Shared) -> Step:
     def look_at(project_id: str, wanted: str | None) -> Updates:
         return follow(required(project_id), wanted)
 
-    def fill(project_id: str, text: str) -> str:
-        return text if text.strip() else _first_prompt(opened(project_id))
+    def fill(project_id: str, text: str) -> Any:
+        prompt = "" if text.strip() else _first_prompt(opened(project_id))
+        return prompt or gr.skip()  # an answer to a page that knew no project yet must not empty the box
 
     def start(project_id: str, prompts: str, wanted: str | None, **values) -> Updates:
         """Draw with a trained run, the latest if `wanted` names none; one prompt a line; `list_samples` says the files."""
