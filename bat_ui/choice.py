@@ -16,13 +16,18 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
+from bat_ui.albat import selection as albat
 from bat_ui.albat.selection import RULES, Assessment, Sketches, assess
-from bat_ui.albat.selection import select as rank_candidates
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, replacing, write_json
 
 SEARCH, ADDED, OWN = "search", "added", "own"  # where a candidate is from
 COMPARABLE = ("albat", "without_validity", "without_benefit", "nearest", "random")
+KINDS = {
+    "harmful": "its kind pulls the model away from your subject",
+    "doubtful": "its kind may disagree with your subject",
+    "too small to judge": "too few pictures are like it to tell whether they agree with your subject",
+}
 
 _judging = Lock()
 
@@ -56,9 +61,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """All candidates, ranked ones first. `errors` is the predicted-error curve relative to no picture, `knee` its bend,
-    `groups` the verdicts with their evidence, `dropped` and `kept` what the user changed by hand, `store` what the
-    store says of itself (StoreInfo.summary), with its `place` unless it is the backbone's own."""
+    """All candidates, ranked ones first. `errors` is the predicted-error curve relative to no picture, `knee` the default number,
+    `groups` the verdicts with their evidence, `strength` the lambda that the rule suggests (1 where it suggests none),
+    `dropped` and `kept` what the user changed by hand, `store` what the store says of itself (StoreInfo.summary), with its
+    `place` unless it is the backbone's own."""
 
     rule: str
     candidates: tuple[Candidate, ...]
@@ -66,6 +72,7 @@ class Choice:
     errors: tuple[float, ...] = ()
     knee: int | None = None
     groups: tuple[dict, ...] = ()
+    strength: float = 1.0
     dropped: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     store: dict = field(default_factory=dict)
@@ -106,19 +113,15 @@ class Choice:
             return f"{taken}: drawn by lot."
         if self.rule == "nearest" and c.rank:
             return f"{taken}: number {c.rank:,} of those that look most like your pictures."
-        if c.rank is None:
-            return {
-                "harmful": "Left out: training on its kind would pull the model away from your subject.",
-                "doubtful": "Left out: its kind may disagree with your subject.",
-                "too small to judge": "Left out: too few pictures are like it to tell whether they agree with your subject.",
-            }.get(c.verdict, "Left out: the rule has no use for it.")
-        if self.rule == "without_benefit":
-            return f"{taken}: its kind agrees with your subject; among those, it was drawn by lot."
         gain = "less than 0.1%" if c.gain is None or c.gain < 0.0005 else f"{c.gain:.1%}"
         if self.rule == "without_validity":
             return (
                 f"{taken}: it lowers the predicted error by {gain}{'' if c.chosen else ' only'}; its kind was not asked for."
             )
+        if c.verdict != "valid":
+            return f"{taken}{', but counts little' if c.chosen else ''}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
+        if self.rule == "without_benefit":
+            return f"{taken}: its kind agrees with your subject; among those, it was drawn by lot."
         if c.chosen:
             return f"Taken: its kind agrees with your subject, and it lowers the predicted error by {gain}."
         return f"Left out: its kind agrees with your subject, but beside those taken it lowers the error by {gain} only."
@@ -161,11 +164,11 @@ def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) 
     """Rank the candidates by `choice.rule`, its number and what was dropped and kept by hand (theory.md, step 6)."""
     place = {name: i for i, name in enumerate(sketches.ids)}
     dropped, kept = (tuple(id for id in ids if id in place) for ids in (choice.dropped, choice.kept))
-    selection = rank_candidates(sketches, assessment, choice.rule, choice.num_backbone, excluded=dropped, forced=kept)
+    selection = albat.select(sketches, assessment, choice.rule, choice.num_backbone, excluded=dropped, forced=kept)
     unit = float(selection.errors[0]) if len(selection.errors) else 1.0
     rank_of = {sketches.ids[i]: rank for rank, i in enumerate(selection.order.tolist(), start=1)}
     gain_of = {sketches.ids[i]: float(gain) / unit for i, gain in zip(selection.order.tolist(), selection.gains)}
-    chosen = set(selection.chosen)
+    weight_of = dict(zip(selection.chosen, selection.weights.tolist()))
     candidates = tuple(
         replace(
             c,
@@ -173,7 +176,8 @@ def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) 
             verdict=selection.verdicts[place[c.id]],
             gain=gain_of.get(c.id),
             rank=rank_of.get(c.id),
-            chosen=c.id in chosen,
+            chosen=c.id in weight_of,
+            weight=round(weight_of.get(c.id, 1.0), 6),
         )
         for c in choice.candidates
         if c.id in place
@@ -181,7 +185,8 @@ def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) 
     last, others = len(candidates), tuple(c for c in choice.candidates if c.id not in place)
     candidates = tuple(sorted(candidates, key=lambda c: (c.rank or last + 1, -(c.similarity or 0), c.id))) + others
     errors = tuple(float(e) / unit for e in selection.errors)
-    return replace(choice, candidates=candidates, errors=errors, knee=int(selection.knee))
+    strength = round(selection.strength, 6)
+    return replace(choice, candidates=candidates, errors=errors, knee=int(selection.knee), strength=strength)
 
 
 def judge(sketches_path: Path) -> tuple[Sketches, Assessment]:
@@ -274,7 +279,7 @@ def by_rule(choice: Choice, rule: str, sketches_path: Path) -> Choice:
         raise UserError("This rule needs a search of its own: choose it above and find helpful pictures again.")
     number = sum(c.chosen for c in choice.looked_at)
     dropped = tuple(c.id for c in choice.extra if not c.chosen)
-    blank = replace(choice, rule=rule, dropped=dropped, kept=(), num_backbone=number, errors=(), knee=None)
+    blank = replace(choice, rule=rule, dropped=dropped, kept=(), num_backbone=number, errors=(), knee=None, strength=1.0)
     if rule in RULES:
         return apply_selection(blank, *judge(sketches_path))
     rows = sorted(choice.looked_at, key=lambda c: c.id)
@@ -283,19 +288,16 @@ def by_rule(choice: Choice, rule: str, sketches_path: Path) -> Choice:
     else:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
         rows = [rows[i] for i in order]
-    ranked = (replace(c, rank=n, gain=None, chosen=n <= number) for n, c in enumerate(rows, start=1))
+    ranked = (replace(c, rank=n, gain=None, weight=1.0, chosen=n <= number) for n, c in enumerate(rows, start=1))
     return replace(blank, candidates=tuple(ranked) + choice.extra)
 
 
-def predicted_error(choice: Choice, ids: Iterable[str], sketches_path: Path) -> float | None:
-    """The predicted error with just these candidates, as a part of the error without any; None where nothing predicts.
+def predicted_error(choice: Choice, sketches_path: Path) -> float | None:
+    """The predicted error with what is taken, as a part of the error without any; None where nothing predicts.
 
-    The same measure for whatever rule chose them; what no rule has looked at does not count.
+    The same measure whatever rule chose, with the weights that training gives them; what no rule has looked at does not count.
     """
     if not choice.groups:
         return None
-    known = {c.id for c in choice.looked_at}
-    ids = tuple(sorted(known & set(ids)))
-    sketches, assessment = judge(sketches_path)
-    found = rank_candidates(sketches, assessment, "without_validity", forced=ids, limit=len(ids))
-    return float(found.errors[-1] / found.errors[0]) if ids else 1.0
+    ids = tuple(c.id for c in choice.looked_at if c.chosen)
+    return albat.predicted_error(*judge(sketches_path), choice.rule, ids)

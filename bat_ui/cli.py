@@ -99,7 +99,7 @@ def _choose(args: argparse.Namespace) -> None:
         choice.save(project.choice)
     for c in choice.chosen:
         print(f"{c.id}  {c.caption}  ({choice.reason(c)})")
-    error = predicted_error(choice, [c.id for c in choice.chosen], project.sketches)
+    error = predicted_error(choice, project.sketches)
     said = "" if error is None else f", predicted error {error:.1%} of that without any"
     print(f"{len(choice.chosen)} of {len(choice.candidates)} taken{said}", file=sys.stderr)
 

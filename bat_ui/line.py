@@ -143,6 +143,7 @@ def run_training(
     prepared = Subject.load(run.subject)
     subject = encode_subject(backbone, prepared, bucketed=backbone.photos)
     choice = Choice.load(run.choice)
+    suggested = replace(settings, strength=settings.strength * choice.strength)
     chosen = encode_chosen(backbone, run, choice, progress)
     clock.lap("encoding")
     together.wait()  # until all have looked for a checkpoint
@@ -161,7 +162,7 @@ def run_training(
             validate(start)
             clock.lap("validation")
         with open(run.losses if together.is_main else os.devnull, "a", encoding="utf-8") as log:
-            for step in train(backbone, weights, optimizer, subject, chosen, settings, start):
+            for step in train(backbone, weights, optimizer, subject, chosen, suggested, start):
                 row = {"step": step.number, "subject": step.subject_loss, "backbone": step.backbone_loss}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
@@ -189,6 +190,7 @@ def run_training(
         "training",
         {
             "settings": settings,
+            "lambda": suggested.strength if pictures["backbone"] else None,
             "pictures": pictures | {"backbone_by_origin": counts(choice)},
             "steps": losses[-1]["step"] if losses else 0,
             "loss_of_last_50_steps": mean,
@@ -347,7 +349,7 @@ def _choose_by_albat(project, backbone, store, subject, settings, training, prog
     progress("Checking validity and ranking", 0, 1)
     save_sketches(sketches, project.sketches)
     assessment = assess(sketches)
-    groups = tuple(_group_record(g) for g in assessment.validity.groups)
+    groups = tuple(_group_record(g, assessment.strengths[g.group]) for g in assessment.validity.groups)
     origins = {c.id: c.origin for c in further}
     rows = tuple(
         Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
@@ -391,7 +393,7 @@ def _choose_at_random(project, backbone, store, subject, settings, training, pro
     return Choice("random", rows, number)
 
 
-def _group_record(verdict: GroupVerdict) -> dict:
+def _group_record(verdict: GroupVerdict, strength: float) -> dict:
     return {
         "group": verdict.group,
         "size": verdict.size,
@@ -399,6 +401,7 @@ def _group_record(verdict: GroupVerdict) -> dict:
         "disagreement": verdict.disagreement,
         "interval": list(verdict.interval),
         "evidence": verdict.evidence,
+        "strength": strength,
     }
 
 

@@ -35,7 +35,7 @@ HELP = {
     "learning_rate": "learning rate of the adapter",
     "batch_size": "pictures in a training step",
     "backbone_share": "part of each batch that is backbone pictures",
-    "strength": "weight of the backbone pictures' loss (lambda)",
+    "strength": "of the backbone pictures, times the lambda that the selection suggests",
     "checkpoint_every": "steps between checkpoints",
     "validation_prompts": "what is drawn at each checkpoint, one prompt a line or between |; else the first captions",
     "validation_images": "pictures of each such prompt, 0 for none",

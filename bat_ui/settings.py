@@ -36,11 +36,11 @@ class TrainingSettings:
     """How the adapter is trained, surrogate and final run alike."""
 
     steps: int = 400
-    rank: int = 8
+    rank: int = 32
     learning_rate: float = 1e-3
     batch_size: int = 8
     backbone_share: float = 0.5  # part of each batch that is backbone pictures, if there are any
-    strength: float = 1.0  # lambda: weight of the backbone pictures' mean loss beside the subject's
+    strength: float = 1.0  # of the backbone pictures, times the lambda that the selection suggests (1 where it suggests none)
     checkpoint_every: int = 100  # steps
     seed: int = 0
     text_encoder: bool = False  # the text encoder learns, too
@@ -73,7 +73,7 @@ class GenerationSettings:
 
 # What suits Stable Diffusion better than the defaults above, which are the sticker backbone's.
 FOR_PHOTOS = {
-    TrainingSettings: {"steps": 800, "learning_rate": 1e-4, "batch_size": 4, "checkpoint_every": 200},
+    TrainingSettings: {"steps": 800, "rank": 8, "learning_rate": 1e-4, "batch_size": 4, "checkpoint_every": 200},
     ValidationSettings: {"validation_steps": 20},
     GenerationSettings: {"guidance": 7.0, "num_images": 4},
 }

@@ -27,6 +27,7 @@ BATCH_ROWS = 64  # images x draws in one pass
 SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
 CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the subject's
 PICTURES_PER_GROUP = 20
+CLASS_LIKE = 40  # of the nearest candidates make up the risk's curvature Q: what the adapter will be asked to draw
 
 
 def sketch_candidates(
@@ -40,7 +41,7 @@ def sketch_candidates(
     progress: Progress,
     judges: Encoded | None = None,
 ) -> Sketches:
-    """Train the surrogate on the subject alone, then sketch subject and candidates at it.
+    """Train the surrogate on the subject alone, then sketch subject and candidates, nearest first, at it.
 
     vectors (n, d): the candidates' CLIP vectors, by which they are grouped.  `judges` are pictures that the surrogate does
     not see, such as the truth where it is known; they judge the candidates as one fold that has the surrogate of all.
@@ -72,6 +73,7 @@ def sketch_candidates(
         gradients,
         curvature,
         adapted.curvature.cpu(),
+        risk=curvature[:CLASS_LIKE].flatten(0, 1) / min(CLASS_LIKE, len(ids)) ** 0.5,
         start_gradients=start.gradients.cpu(),
         start_curvature=start.curvature.cpu(),
         **judged,

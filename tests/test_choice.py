@@ -105,7 +105,8 @@ def test_every_candidate_says_why_it_is_taken_or_left_out():
         ranked, verdict="valid", gain=0.123, rank=1, chosen=True
     )
     assert "less than 0.1% only" in said(ranked, verdict="valid", gain=1e-5, rank=70)
-    assert "pull the model away" in said(ranked, verdict="harmful")
+    assert "pulls the model away" in said(ranked, verdict="harmful", rank=3)
+    assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith("Taken, but counts little")
     assert "too few" in said(ranked, verdict="too small to judge")
     assert "by hand" in said(replace(ranked, dropped=("a/1",)), verdict="valid", gain=0.1, rank=1)
     assert "by hand" in said(replace(ranked, kept=("a/1",)), verdict="harmful", chosen=True)
@@ -145,12 +146,24 @@ def test_rules_that_need_sketches_are_not_offered_without_them(tmp_path):
     assert choice.comparable == ("nearest", "random")
     with pytest.raises(UserError, match="search of its own"):
         by_rule(choice, "albat", tmp_path / "none")
-    assert predicted_error(choice, ["c0"], tmp_path / "none") is None
+    assert predicted_error(choice, tmp_path / "none") is None
 
 
 def test_the_predicted_error_of_a_set_is_that_of_the_curve_whatever_the_order(made):
-    choice, _, path = made
+    choice, sketches, path = made
     choice = replace(choice, groups=({"group": 0},))
-    ids = [c.id for c in choice.candidates]
-    for size in (0, 1, 3, 7):
-        assert predicted_error(choice, reversed(ids[:size]), path) == pytest.approx(choice.errors[size], rel=2e-3)
+    for rule in ("albat", "without_validity"):
+        for size in (1, 2, 12):  # the curve is exact there
+            sized = apply_selection(replace(choice, rule=rule, num_backbone=size), sketches, assess(sketches))
+            turned = replace(sized, candidates=sized.candidates[::-1])
+            assert predicted_error(turned, path) == pytest.approx(sized.errors[size], rel=1e-4)
+
+
+def test_albat_hands_weights_and_strength_on_and_other_rules_none(made):
+    choice, sketches, path = made
+    albat = apply_selection(replace(choice, rule="albat", groups=({"group": 0},)), sketches, assess(sketches))
+    found = select(sketches, assess(sketches), "albat", 4)
+    assert {c.id: c.weight for c in albat.chosen} == pytest.approx(dict(zip(found.chosen, found.weights.tolist())), abs=1e-5)
+    assert albat.strength == pytest.approx(found.strength, abs=1e-5)
+    random = by_rule(albat, "random", path)
+    assert random.strength == 1 and {c.weight for c in random.candidates} == {1.0}

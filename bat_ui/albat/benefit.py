@@ -1,29 +1,30 @@
 """Benefit (theory.md, Proposition 2): what each further backbone image takes off the adapter's predicted error.
 
 In: curvature vectors of the candidates, the adaptation and the risk; noise sigma^2 and ridge = delta sigma^2
-(evidence). Out: a nested ranking with each image's gain, the predicted-error curve, its knee, sampling weights, and
-the asymptotic error coefficient rho. Everything is a low-rank update in sketch space: no (k x k) matrix is inverted
+(evidence). Out: a nested ranking with each image's gain, the predicted-error curve, its knee, weights of an optimal
+design, and the asymptotic error coefficient rho. Everything is a low-rank update in sketch space: no (k x k) matrix is inverted
 while ranking. Left out on purpose: which images may be chosen (validity, selection).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FINE = 64  # this many picks are made one by one, among the best of a pool, chosen anew after 4 to 16 picks
 BLOCK, POOL = 16, 128
 GROWTH, COARSE = 5, 256  # later ones in blocks of one for every GROWTH picked; from COARSE on the blocks double
+SIZES = 10  # at which a curve is computed
+ENOUGH = 0.95
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """order (m,) candidate indices, gains (m,), errors (m + 1,): predicted error of none, of the first image, ...
-
-    errors hold the bias of disagreeing groups, gains do not.
-    """
+    """order (m,) candidate indices, gains (m,), errors (m + 1,): predicted variance of none, of the first image, ..."""
 
     order: Tensor
     gains: Tensor
@@ -110,19 +111,15 @@ def rank_by_benefit(
     weight: float | Tensor = 1.0,
     allowed: Tensor | None = None,
     forced: Tensor | None = None,
-    groups: Tensor | None = None,
-    disagreement: dict[int, float] | None = None,
     limit: int | None = None,
     fine: int = FINE,
     pool: int = POOL,
 ) -> Ranking:
-    """Greedy ranking by the fall of E(S) = tr(Q M_S), M_S = (C^-1 + sum_S w H_c / sigma^2)^-1.
+    """Greedy ranking by the fall of tr(Q M_S), M_S = (C^-1 + sum_S w H_c / sigma^2)^-1.
 
     curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of an image beside
     one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, at
-    most limit in all.
-    disagreement: lam_j / sigma^2 by group label (validity); adds bias_S^2 = sum_j lam_j |L M_S H_{S,j}|^2 to the
-    errors. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks
+    most limit in all. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks
     (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and from 256 on the best m.
     The errors are exact for the order either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
     """
@@ -156,9 +153,6 @@ def rank_by_benefit(
         own -= shared.square().sum(2, keepdim=True) if rank == 1 else shared @ shared.mT
     gains = torch.cat(falls) * noise if falls else risk.new_zeros(0)
     errors = torch.cat([noise * error[None], noise * error - gains.cumsum(0)])
-    if disagreement is not None and groups is not None and picks.order:
-        ordered, labels = rows[torch.tensor(picks.order)], groups.cpu()[picks.ranked()]
-        errors = errors + noise * _bias(m, ordered, risk, labels, disagreement)
     return Ranking(picks.ranked(), gains, errors)
 
 
@@ -188,38 +182,48 @@ def _gains(image: Tensor, own: Tensor) -> Tensor:
     return torch.linalg.solve(own + eye, image @ image.mT).diagonal(dim1=1, dim2=2).sum(1)
 
 
-def _bias(m: LowRank, rows: Tensor, risk: Tensor, groups: Tensor, disagreement: dict[int, float]) -> Tensor:
-    """bias_S^2 / sigma^2 at each size 0..m, computed at some twelve sizes and joined by straight lines; rows (m, r, k)
-    and groups (m,) in the order picked."""
-    total, rank = len(rows), rows.shape[1]
-    sizes = sorted({0, total, *(round(total ** (i / 12)) for i in range(1, 12))})
+def error_curve(
+    curvature: Tensor,
+    groups: Tensor,
+    weigh: Callable[[int], Tensor],
+    risk: Tensor,
+    adaptation: Tensor,
+    *,
+    noise: float,
+    ridge: float,
+    disagreement: dict[int, float],
+    sizes: int = SIZES,
+) -> Tensor:
+    """E(S) = tr(Q M_S) + sum_j lam_j |L M_S H_{S,j}|^2 of the first 0, 1, .., m images (m + 1,) (Proposition 2).
+
+    curvature (m, r, k) and groups (m,) in the order taken; weigh(size) gives the weights (size,) of the first `size` images
+    beside one adaptation image; disagreement: lam_j / sigma^2 by group label. Exact at some `sizes` sizes, joined by
+    straight lines.
+    """
+    total, size = len(curvature), curvature.shape[-1]
+    adapt = adaptation.reshape(-1, size)
+    at = sorted({0, 1, total, *(round(total ** (i / sizes)) for i in range(1, sizes))} & {*range(total + 1)})
     values = []
-    for size in sizes:
-        reach, value = m.times(risk, size * rank), 0.0
-        for label, lam in disagreement.items():
-            chosen = groups[:size] == label
-            if lam > 0 and chosen.any():
-                u = rows[:size][chosen].reshape(-1, rows.shape[2])
-                value += lam * ((reach @ u.T) @ u).square().sum().item()
-        values.append(value)
-    at = torch.arange(total + 1, dtype=torch.float64)
-    right = torch.bucketize(at, torch.tensor(sizes, dtype=torch.float64)).clamp(1)
-    x, y = torch.tensor(sizes, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
-    share = (at - x[right - 1]) / (x[right] - x[right - 1])
-    return (y[right - 1] + share * (y[right] - y[right - 1])).to(risk.dtype).to(risk.device)
+    for count in at:
+        rows = curvature[:count] * weigh(count).to(curvature).sqrt()[:, None, None] if count else curvature[:0]
+        reach = LowRank(torch.cat([adapt, rows.reshape(-1, size)]), ridge).start(risk)
+        value = (reach * risk).sum()
+        for label in torch.unique(groups[:count]).tolist():
+            if (lam := disagreement[label]) > 0:
+                own = rows[groups[:count] == label].reshape(-1, size)
+                value = value + lam * ((reach @ own.T) @ own).square().sum()
+        values.append(noise * value.item())
+    return torch.from_numpy(np.interp(np.arange(total + 1), at, values))
 
 
 def knee(errors: Tensor) -> int:
-    """The default number of images: where the predicted-error curve lies furthest below its chord.
+    """The default number of images: the smallest that reaches ENOUGH of the whole fall of the predicted-error curve.
 
-    The chord runs from no image to the curve's minimum (beyond it more images do harm); 0 if no image helps.
+    The whole fall is down to the curve's minimum (beyond it more images do harm); 0 if no image helps.
     """
     best = int(errors.argmin())
-    if best == 0:
-        return 0
-    part = errors[: best + 1].double()
-    fall = (part[0] - part) / (part[0] - part[-1])
-    return int((fall - torch.linspace(0, 1, best + 1, dtype=torch.float64, device=fall.device)).argmax()) or best
+    fall = errors[0] - errors[: best + 1].double()
+    return int((fall >= ENOUGH * fall[-1]).nonzero()[0]) if best else 0
 
 
 def asymptotic_error(

@@ -116,8 +116,10 @@ class Likelihood:
         high = torch.where(inside[:, -1], float("inf"), high)
         return torch.minimum(low, peak), torch.maximum(high, peak)
 
-    def power(self, lam: float) -> Tensor:
-        """Log-likelihood ratios (m,) to expect against lam = 0 if lam were the truth: how well a group can be judged."""
+    def power(self, lam: float | Tensor) -> Tensor:
+        """Log-likelihood ratios (m,) to expect against lam = 0 if lam were the truth: how well a group can be judged.
+
+        lam is one number or (m, 1)."""
         scaled = lam * self.slopes
         return 0.5 * (scaled - scaled.log1p()).sum(1)
 

@@ -1,8 +1,8 @@
 """Selection: from sketches to a ranked, explained choice of backbone images (theory.md, ALBAT steps 4 to 6).
 
-In: Sketches, plain arrays that somebody else saves. Out: an Assessment (scales and group verdicts, computed once) and
-a Selection (order, gains, predicted-error curve, knee, chosen images), recomputed at once whenever an image is
-excluded or forced. Left out on purpose: the model, the images, disk and page.
+In: Sketches, plain arrays that somebody else saves. Out: an Assessment (scales, group verdicts and strengths, computed
+once) and a Selection (order, gains, predicted-error curve, knee, chosen images and their weights), recomputed at once
+whenever an image is excluded or forced. Left out on purpose: the model, the images, disk and page.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bat_ui.albat.benefit import Ranking, design_weights, gradient_cosine, knee, rank_by_benefit
+from bat_ui.albat.benefit import Ranking, design_weights, error_curve, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
 from bat_ui.albat.evidence import Judge, estimate_scales, observe
-from bat_ui.albat.validity import DOUBTFUL, UNKNOWN, VALID, Validity, group_disagreement
+from bat_ui.albat.strength import LEVELS, best_strength, strength_curves, tolerance
+from bat_ui.albat.validity import VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
+STRENGTHENED = ("albat", "without_benefit")  # each group counts as much as it helps; elsewhere all images count the same
+# lambda of all groups together. They never outweigh the subject; and where all disagree, a tenth of them still kept every
+# subject that was measured from being learned by heart (docs/evidence), which no term of the theory foresees.
+LEAST, MOST = 0.1, 1.0
+FEWEST = 40  # images that are taken by default even if the curve is flat sooner; ranked by the weights that so many have
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Sketches:
     ids: the candidates' ids. groups (n,): their labels, from cluster().
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
-    risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: the candidates'.
+    risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: of all candidates.
     start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for the prior's
         strength (it is also read off the groups, so these may be missing).
     judges (f, d, k): left-out subject images at each fold's surrogate, SUMMED over the fold's images, in d draws that
@@ -91,17 +97,18 @@ def make_sketches(
 @dataclass(frozen=True)
 class Assessment:
     """What does not change when images are excluded or forced: sigma^2, ridge = delta sigma^2, the verdicts of both
-    forms (None where the sketches lack its parts)."""
+    forms (None where the sketches lack its parts), and by group the strength lambda_j at which it helps most alone."""
 
     noise: float
     ridge: float
-    validity: Validity | None
+    validity: Validity
+    strengths: dict[int, float]
     scores: FoldScores | None
     scored_groups: tuple[ScoredGroup, ...]
 
     def verdicts(self, rule: str) -> dict[int, str]:
         """Verdict by group label, of the form that the rule uses."""
-        groups = self.scored_groups if rule == "cross_fit" else self.validity.groups if self.validity else ()
+        groups = self.scored_groups if rule == "cross_fit" else self.validity.groups
         return {g.group: g.verdict for g in groups}
 
 
@@ -111,8 +118,8 @@ class Selection:
 
     order (m,): candidate indices, best first. gains (m,): each one's part in the fall of the predicted error (for
     gradient_cosine its score). errors (m + 1,): predicted error from no image on (empty where a rule predicts none).
-    knee: the size that the curve suggests. chosen: the ids taken. weights: sampling weights of the chosen, mean one,
-    or None. verdicts: for every candidate.
+    knee: the default size. chosen: the ids taken. weights (m,): sampling weights of the chosen, mean one.
+    strength: lambda, what their weighted mean loss should count beside the subject's. verdicts: for every candidate.
     """
 
     rule: str
@@ -121,13 +128,15 @@ class Selection:
     errors: np.ndarray
     knee: int
     chosen: tuple[str, ...]
-    weights: np.ndarray | None
+    weights: np.ndarray
+    strength: float
     verdicts: tuple[str, ...]
 
 
 def assess(sketches: Sketches) -> Assessment:
     """Estimate sigma^2 and the ridge by marginal likelihood and judge every group: seconds, once for all choices.
 
+    A group may disagree as much as it can and still help with an equal share of lambda = 1 (theory.md, Strength).
     Raises UserError if a number is not finite.
     """
     s = sketches
@@ -144,11 +153,25 @@ def assess(sketches: Sketches) -> Assessment:
         if len(s.judge_curvature) > 1
     ]
     _, ridge = estimate_scales(pool, s.adaptation_curvature, starts, judges)
-    validity = group_disagreement(s.gradients, s.curvature, s.groups, s.adaptation_curvature, ridge=ridge)
+    return _judge(s, ridge)
+
+
+def assess_known(sketches: Sketches, *, noise: float, ridge: float) -> Assessment:
+    """As `assess` where sigma^2 and the ridge are known."""
+    return _judge(sketches, ridge, noise)
+
+
+def _judge(s: Sketches, ridge: float, noise: float | None = None) -> Assessment:
+    curves = strength_curves(s.curvature, s.groups, s.adaptation_curvature, risk_of(s), ridge=ridge)
+    allowed = {label: tolerance(*curve, share=1 / len(curves)) * ridge for label, curve in curves.items()}
+    validity = group_disagreement(
+        s.gradients, s.curvature, s.groups, s.adaptation_curvature, ridge=ridge, noise=noise, tolerance=allowed
+    )
+    strengths = {label: best_strength(*curves[label], lam) for label, lam in validity.disagreement().items()}
     if not len(s.judges):
-        return Assessment(validity.noise, ridge, validity, None, ())
+        return Assessment(validity.noise, ridge, validity, strengths, None, ())
     scores = fold_scores(s.judges, s.fold_gradients, s.adaptation_curvature.flatten(0, 1), ridge=ridge)
-    return Assessment(validity.noise, ridge, validity, scores, judge_groups(scores, s.groups))
+    return Assessment(validity.noise, ridge, validity, strengths, scores, judge_groups(scores, s.groups))
 
 
 def select(
@@ -159,22 +182,22 @@ def select(
     *,
     excluded: tuple[str, ...] = (),
     forced: tuple[str, ...] = (),
-    doubtful: bool = False,
+    strict: bool = False,
     weighted: bool = False,
-    weight: float = 1.0,
+    most: float = MOST,
     limit: int | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Rank the candidates by a rule and take the first m (the knee if None); forced ids first, excluded ones never.
+    """Rank the candidates by a rule and take the first m (None: the knee, but not below FEWEST); forced ids first, excluded ones never.
 
-    - albat: groups valid by marginal likelihood, greedy benefit.
+    - albat: each group at its own strength, greedy benefit at these weights.
     - cross_fit: groups that left-out subject images find helpful, greedy by their need.
-    - without_validity, without_benefit (seeded random order): albat less one half.
+    - without_validity: albat with equal weights and no question asked; without_benefit: albat in a seeded random order.
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
-    doubtful: take all but harmful groups, at the price of their bias in the predicted error. weighted: sampling
-    weights by A-optimal design. limit: rank no further. Raises UserError for unknown or clashing ids.
+    strict: albat takes valid groups only. weighted: sampling weights by A-optimal design on top. most: what lambda may reach.
+    limit: rank no further. Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
         raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")
@@ -188,30 +211,74 @@ def select(
         raise UserError("An image is both excluded and added: undo one of the two.")
     by_group = assessment.verdicts(rule)
     verdicts = tuple(by_group[g] for g in s.groups.tolist())
-    accepted = {VALID, DOUBTFUL, UNKNOWN} if doubtful else {VALID}
-    open_rule = rule in ("without_validity", "gradient_cosine", "gradient_dot")
-    allowed = torch.tensor([open_rule or v in accepted for v in verdicts], dtype=torch.bool)
+    only_valid = strict or rule == "cross_fit"
+    allowed = torch.tensor([v == VALID or not only_valid for v in verdicts], dtype=torch.bool)
     allowed[[where[name] for name in excluded]] = False
     first = torch.zeros(len(s.ids), dtype=torch.bool)
     first[[where[name] for name in forced]] = True
-    ranking = _rank(s, assessment, rule, allowed, first, weight, limit, seed)
-    size = knee(ranking.errors) if len(ranking.errors) else len(ranking.order)
-    take = min(max(size, len(forced)) if m is None else max(m, len(forced)), len(ranking.order))
-    chosen, weights = ranking.order[:take], None
+    shares = Shares(s, assessment, rule in STRENGTHENED, most)
+    ranking = _rank(s, assessment, rule, allowed, first, shares, limit, seed)
+    errors = ranking.errors
+    if rule in ("albat", "without_validity"):
+        errors = predicted_errors(s, assessment, ranking.order, shares)
+    size = len(ranking.order)
+    if len(errors):
+        size = min(size, max(knee(errors), 0 if only_valid else FEWEST))
+    take = min(max(size if m is None else m, len(forced)), len(ranking.order))
+    chosen = ranking.order[:take]
+    share = shares.of(chosen)
     if weighted and take:
-        adaptation = s.adaptation_curvature.flatten(0, 1)
-        picked = s.curvature[chosen]
-        weights = design_weights(picked, risk_of(s), adaptation, ridge=assessment.ridge, weight=weight).numpy()
+        adaptation, each = s.adaptation_curvature.flatten(0, 1), float(share.mean()) * len(s.adaptation_curvature)
+        design = design_weights(s.curvature[chosen], risk_of(s), adaptation, ridge=assessment.ridge, weight=each)
+        share = share * design * share.sum() / (share * design).sum()
     return Selection(
         rule=rule,
         order=ranking.order.numpy(),
         gains=ranking.gains.numpy(),
-        errors=ranking.errors.numpy(),
+        errors=errors.numpy(),
         knee=size,
         chosen=tuple(s.ids[i] for i in chosen.tolist()),
-        weights=weights,
+        weights=(share / share.mean()).numpy(),
+        strength=float(share.sum()) if take else 1.0,
         verdicts=verdicts,
     )
+
+
+class Shares:
+    """What each image of a set has of lambda: its group's strength, shared out among the group's images in the set, together
+    from LEAST to `most`; or the same for all, together `most`."""
+
+    def __init__(self, sketches: Sketches, assessment: Assessment, strengthened: bool, most: float) -> None:
+        found = assessment.strengths if strengthened else {}
+        self.groups, self.most = sketches.groups, most
+        # Images that a person takes out of a group that no weight helps have the smallest weight there is.
+        self.strengths = {label: max(value, float(LEVELS[1])) for label, value in found.items()}
+
+    def of(self, rows: Tensor) -> Tensor:
+        """(m,) shares of the images `rows`, in sum lambda."""
+        if not self.strengths or not len(rows):
+            return torch.full((len(rows),), self.most / max(len(rows), 1))
+        labels, place, sizes = torch.unique(self.groups[rows], return_inverse=True, return_counts=True)
+        strengths = torch.tensor([self.strengths[label] for label in labels.tolist()])
+        strengths = strengths * strengths.sum().clamp(LEAST, self.most) / strengths.sum()
+        return (strengths / sizes)[place]
+
+
+def predicted_errors(s: Sketches, a: Assessment, order: Tensor, shares: Shares) -> Tensor:
+    """E(S) of the first 0, 1, .. images of an order (m + 1,), each set with the weights that training gives it."""
+    given = len(s.adaptation_curvature)
+    return error_curve(
+        s.curvature[order], s.groups[order], lambda size: given * shares.of(order[:size]), risk_of(s),
+        s.adaptation_curvature, noise=a.noise, ridge=a.ridge, disagreement=a.validity.disagreement(),
+    )  # fmt: skip
+
+
+def predicted_error(s: Sketches, a: Assessment, rule: str, ids: tuple[str, ...]) -> float:
+    """E(S) / E({}) of the images `ids` with the weights that training by `rule` gives them."""
+    where = {name: i for i, name in enumerate(s.ids)}
+    order = torch.tensor([where[name] for name in ids], dtype=torch.long)
+    errors = predicted_errors(s, a, order, Shares(s, a, rule in STRENGTHENED, MOST))
+    return float(errors[-1] / errors[0])
 
 
 def risk_of(s: Sketches) -> Tensor:
@@ -220,19 +287,23 @@ def risk_of(s: Sketches) -> Tensor:
 
 
 def _rank(
-    s: Sketches, a: Assessment, rule: str, allowed: Tensor, first: Tensor, weight: float, limit: int | None, seed: int
+    s: Sketches, a: Assessment, rule: str, allowed: Tensor, first: Tensor, shares: Shares, limit: int | None, seed: int
 ) -> Ranking:
     adaptation = s.adaptation_curvature.flatten(0, 1)
     if rule == "cross_fit":
         risk = s.judge_curvature.flatten(0, 1) / len(s.judges) ** 0.5 if len(s.judge_curvature) else risk_of(s)
         return rank_by_score(
             s.judges, s.fold_gradients, s.curvature, risk, adaptation,
-            ridge=a.ridge, weight=weight, allowed=allowed, forced=first, limit=limit,
+            ridge=a.ridge, allowed=allowed, forced=first, limit=limit,
         )  # fmt: skip
     if rule in ("albat", "without_validity"):
+        open_ones = (allowed | first).nonzero()[:, 0]
+        weight = s.curvature.new_zeros(len(s.ids))
+        few = max(len(open_ones) / FEWEST, 1.0)
+        weight[open_ones] = (few * len(s.adaptation_curvature) * shares.of(open_ones)).to(weight)
         return rank_by_benefit(
             s.curvature, risk_of(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
-            forced=first, groups=s.groups, disagreement=a.validity.disagreement(), limit=limit,
+            forced=first, limit=limit,
         )  # fmt: skip
     if rule == "without_benefit":
         score = torch.rand(len(s.ids), generator=torch.Generator().manual_seed(seed))

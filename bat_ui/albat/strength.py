@@ -1,37 +1,56 @@
-"""Strength: how much of a group's loss to add, given how far it disagrees (theory.md, Propositions 1 and 2 together).
+"""Strength: how much of a group's loss to add, given how far it disagrees (theory.md, Strength).
 
-In: curvature vectors, groups and their disagreement. Out: for each group the weight lambda at which it helps most.
+In: curvature vectors, groups and their disagreement. Out: for each group the weight lambda at which it helps most, and
+the disagreement up to which it helps at a given weight.
 Any group lowers the variance in proportion to lambda and brings a bias in proportion to lambda^2, so each has its own best
 weight, and disagreement makes it small instead of forbidding the group.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bat_ui.albat.benefit import LowRank
 
-CAP = 1.0  # a group without any disagreement counts as much as the subject
+LEVELS = torch.cat([torch.zeros(1), torch.logspace(-3, 0.6, 37)]).double()  # 0, and 0.001 to 4 in steps of a quarter
 
 
-def group_strengths(
-    curvature: Tensor, groups: Tensor, adaptation: Tensor, risk: Tensor, disagreement: dict[int, float], *, ridge: float
-) -> dict[int, float]:
-    """lambda_j = tr(Q C H C) / (2 a lam_j tr(Q C H H C)) by group label, at most CAP; to lowest order in lambda.
+def strength_curves(
+    curvature: Tensor, groups: Tensor, adaptation: Tensor, risk: Tensor, *, ridge: float
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """By group label what weighs against each other at each of LEVELS: variance tr(Q M) and bias per lam_j, tr(Q M H H M).
 
-    curvature (n, r, k), groups (n,), adaptation (a, r, k), risk (l, k) with Q = L'L; H is the group's mean curvature, C the
-    adaptation's posterior covariance, lam_j in units of the noise (Validity.disagreement). E(lambda) = tr(Q C) - lambda a
-    tr(Q C H C) + (lambda a)^2 lam_j tr(Q C H H C), the error of training on the mean loss of the a adaptation images plus
-    lambda times the mean loss of the group, is lowest there.
+    curvature (n, r, k), groups (n,), adaptation (a, r, k), risk (l, k) with Q = L'L. H = lambda a times the group's mean
+    curvature, M = (C^-1 + H)^-1, for training on the mean loss of the a adaptation images plus lambda times the mean loss
+    of the group. In units of the noise.
     """
-    reach = LowRank(adaptation.reshape(-1, adaptation.shape[-1]), ridge).start(risk)  # L C
-    found = {}
-    for label, lam in disagreement.items():
-        members = curvature[groups == label]
-        rows = members.flatten(0, 1)
-        seen = reach @ rows.T  # L C U', of which H = U'U / size
-        gain = seen.square().sum() / len(members)
-        bias = ((seen @ rows) / len(members)).square().sum()
-        best = float(gain / (2 * len(adaptation) * lam * bias)) if lam * bias > 0 else CAP
-        found[label] = min(best, CAP)
+    found, risk = {}, risk.double()
+    start = LowRank(adaptation.reshape(-1, adaptation.shape[-1]).double(), ridge)
+    reached = start.start(risk)  # L C
+    alone = (reached * risk).sum()
+    for label in torch.unique(groups).tolist():
+        members = curvature[groups == label].double()
+        rows = members.flatten(0, 1) / len(members) ** 0.5
+        values, basis = torch.linalg.eigh(start.start(rows) @ rows.T)  # U C U' = basis diag(values) basis'
+        values, turned = values.clamp_min(0), basis.T @ rows
+        seen = reached @ turned.T  # L C U', rotated; L M U' is seen / (1 + w values)
+        own = turned @ turned.T
+        variance, bias = [], []
+        for weight in (LEVELS * len(adaptation)).tolist():
+            reach = seen / (1 + weight * values)
+            variance.append(alone - weight * (seen * reach).sum())
+            bias.append(weight**2 * ((reach @ own) * reach).sum())
+        found[label] = torch.stack(variance), torch.stack(bias)
     return found
+
+
+def tolerance(variance: Tensor, bias: Tensor, share: float) -> float:
+    """The largest lam_j / sigma^2 at which a group still lowers the error if it has the weight `share`."""
+    at = max(int((LEVELS - share).abs().argmin()), 1)
+    return float((variance[0] - variance[at]) / bias[at].clamp_min(1e-300))
+
+
+def best_strength(variance: Tensor, bias: Tensor, disagreement: float) -> float:
+    """The one of LEVELS at which variance + disagreement * bias is lowest; disagreement = lam_j / sigma^2."""
+    return float(LEVELS[int((variance + disagreement * bias).argmin())])

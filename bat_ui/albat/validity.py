@@ -7,6 +7,7 @@ so only groups are judged. Left out on purpose: what to do with the verdict (sel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,16 @@ from torch import Tensor
 from bat_ui.albat.evidence import Likelihood, Observed, Posterior, likelihood, noise_scale, observe, posterior
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
-TOLERANCE = 0.05  # largest disagreement of a valid group, as a part of the prior variance 1 / delta
+TOLERANCE = 0.05  # largest disagreement of a valid group by default, as a part of the prior variance 1 / delta
 POWER = 2.0  # log-likelihood ratio that a disagreement of ten times the tolerance must be able to reach
 
 
 @dataclass(frozen=True)
 class GroupVerdict:
-    """One group's verdict. disagreement and interval (95 %) are lam_j over the prior variance, lam_j * delta: 0 agrees
-    fully, 1 is as far off as an adapter that knows nothing. evidence: log-likelihood ratio of lam_j against 0.
-    power: the ratio to expect from a clearly harmful group of this size and curvature."""
+    """One group's verdict. disagreement, interval (95 %) and tolerance are lam_j over the prior variance, lam_j * delta:
+    0 agrees fully, 1 is as far off as an adapter that knows nothing; what it may be at most is the tolerance. evidence:
+    log-likelihood ratio of lam_j against 0. power: the ratio to expect from a clearly harmful group of this size and
+    curvature."""
 
     group: int
     size: int
@@ -32,6 +34,13 @@ class GroupVerdict:
     interval: tuple[float, float]
     evidence: float
     power: float
+    tolerance: float
+
+    @property
+    def middle(self) -> float:
+        """The disagreement to reckon with, between the ends of the interval: the likeliest one of a small group is often
+        none at all, where it only cannot tell."""
+        return sum(self.interval) / 2 if math.isfinite(self.interval[1]) else max(self.disagreement, 1.0)
 
 
 @dataclass(frozen=True)
@@ -43,8 +52,8 @@ class Validity:
     ridge: float
 
     def disagreement(self) -> dict[int, float]:
-        """lam_j in units of the noise, by group: lam_j / sigma^2."""
-        return {g.group: g.disagreement / self.ridge for g in self.groups}
+        """lam_j in units of the noise, by group, as it is to be reckoned with: lam_j / sigma^2."""
+        return {g.group: g.middle / self.ridge for g in self.groups}
 
 
 def cluster(vectors: Tensor, groups: int, seed: int, rounds: int = 50) -> Tensor:
@@ -75,7 +84,7 @@ def group_disagreement(
     ridge: float,
     noise: float | None = None,
     rounds: int = 3,
-    tolerance: float = TOLERANCE,
+    tolerance: float | dict[int, float] = TOLERANCE,
 ) -> Validity:
     """lam_j of each group by maximum marginal likelihood of G_j ~ N(0, H_j + H_j (C + lam_j I) H_j), over sigma^2.
 
@@ -84,8 +93,9 @@ def group_disagreement(
     first round judges each group from the surrogate alone. Each further one judges it from a surrogate refit to the
     adaptation and to all other groups, these weighed by their own lam: (H^-1 + lam I)^-1. Refits are Newton steps.
 
-    Verdict: harmful if the whole interval of lam_j delta lies above the tolerance; else too small to judge if even ten
-    times the tolerance could not show; else valid if lam_j delta <= tolerance; else doubtful.
+    Verdict: harmful if the whole interval of lam_j delta lies above the tolerance, one number or one by group label; else
+    too small to judge if even ten times the tolerance (or 10) could not show; else valid if lam_j delta <= tolerance; else
+    doubtful.
     """
     gradients, curvature, adaptation = _shared_range(gradients, curvature, adaptation)
     labels = torch.unique(groups)
@@ -101,15 +111,17 @@ def group_disagreement(
     peak = found.maximise(noise)
     low, high = found.interval(noise, peak)
     evidence = found(peak, noise) - found(torch.zeros_like(peak), noise)
-    power = found.power(10 * tolerance / ridge)
+    allowed = [tolerance[label] if isinstance(tolerance, dict) else tolerance for label in labels.tolist()]
+    clear = 10 * torch.tensor(allowed, dtype=torch.float64).clamp_max(1)  # ten times as far off as knowing nothing
+    power = found.power(clear[:, None] / ridge)
     verdicts = []
     for j, label in enumerate(labels.tolist()):
-        if low[j] * ridge > tolerance:
+        if low[j] * ridge > allowed[j]:
             verdict = HARMFUL
         elif power[j] < POWER:
             verdict = UNKNOWN
         else:
-            verdict = VALID if peak[j] * ridge <= tolerance else DOUBTFUL
+            verdict = VALID if peak[j] * ridge <= allowed[j] else DOUBTFUL
         verdicts.append(
             GroupVerdict(
                 group=label,
@@ -119,6 +131,7 @@ def group_disagreement(
                 interval=(float(low[j] * ridge), float(high[j] * ridge)),
                 evidence=float(evidence[j]),
                 power=float(power[j]),
+                tolerance=allowed[j],
             )
         )
     return Validity(tuple(verdicts), noise, ridge)

@@ -14,16 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from zlib import crc32
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bat_ui.albat.benefit import asymptotic_error, rank_by_benefit
+from bat_ui.albat.benefit import asymptotic_error, error_curve
 from bat_ui.albat.cross_fit import rank_by_score
 from bat_ui.albat.selection import Assessment, Sketches, assess, risk_of, select
-from bat_ui.albat.strength import group_strengths
 from bat_ui.albat.validity import cluster
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -45,20 +43,17 @@ SKETCHED = {
     "cross_fit": ("cross_fit", {}),
     "albat_without_validity": ("without_validity", {}),
     "albat_without_benefit": ("without_benefit", {}),
-    "albat_doubtful": ("albat", {"doubtful": True}),
+    "albat_strict": ("albat", {"strict": True}),
     "albat_weighted": ("albat", {"weighted": True}),
     "cross_fit_shared": ("cross_fit", {}),
-    "cross_fit_doubtful": ("cross_fit", {"doubtful": True}),
-    "cross_fit_weighted": ("cross_fit", {"weighted": True}),
     "gradient_dot": ("gradient_dot", {}),
     "gradient_dot_shared": ("gradient_dot", {}),
-    "graded": ("graded", {}),  # not in the product yet: _graded below
     "truth_judges": ("cross_fit", {}),
     "truth_dot": ("gradient_dot", {}),
 }
 SHARED = ("cross_fit_shared", "gradient_dot_shared")  # candidates sketched at the one surrogate of all subject pictures
 TRUE = ("truth_judges", "truth_dot")  # judged by the held-out members themselves: how far could better judges come?
-FOLDED = ("gradient_cosine", "cross_fit", "cross_fit_doubtful", "cross_fit_weighted", "gradient_dot", *SHARED)  # judged
+FOLDED = ("gradient_cosine", "cross_fit", "gradient_dot", *SHARED)  # judged
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
 RULES = (
     "backbone",
@@ -153,8 +148,6 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
         return Chosen(world.images(ids), ids, time.perf_counter() - started)
     if rule not in SKETCHED:
         raise UserError(f'There is no rule "{rule}": choose from {", ".join(RULES + ABLATIONS)}.')
-    if rule == "graded":
-        return _graded(number, world, pool, seed)
     name, options = SKETCHED[rule]
     folded = rule in FOLDED
     if rule in TRUE:
@@ -169,25 +162,8 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
     seconds = time.perf_counter() - started + pool.seconds["sketches"] + (pool.seconds["folds"] if folded else 0.0)
     if not found.chosen:
         return Chosen(None, (), seconds)
-    weights = None if found.weights is None else torch.from_numpy(np.asarray(found.weights)).float()
-    return Chosen(replace(world.images(found.chosen), weights=weights), found.chosen, seconds)
-
-
-def _graded(number: int | None, world: World, pool: Pool, seed: int) -> Chosen:
-    """Pictures of all groups, drawn by each group's best strength; their mean is the strength of all."""
-    started, s, a = time.perf_counter(), pool.candidates, pool.assessment
-    # The middle of the interval: the likeliest value is often none at all, of groups too small to tell.
-    middle = {g.group: sum(g.interval) / 2 / a.ridge for g in a.validity.groups}
-    by_group = group_strengths(s.curvature, s.groups, s.adaptation_curvature, risk_of(s), middle, ridge=a.ridge)
-    strengths = torch.tensor([by_group[g] for g in s.groups.tolist()])
-    seconds = time.perf_counter() - started + pool.seconds["sketches"]
-    if number is None:  # all of them, and the odds are left to training
-        images = replace(world.images(s.ids), weights=strengths / strengths.mean())
-        return Chosen(images, s.ids, seconds, float((strengths**2).mean() / strengths.mean()))
-    rng = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(strengths, min(number, len(strengths)), generator=rng)
-    ids = tuple(s.ids[i] for i in drawn.tolist())
-    return Chosen(world.images(ids), ids, seconds, float(strengths[drawn].mean()))
+    images = replace(world.images(found.chosen), weights=torch.from_numpy(found.weights).float())
+    return Chosen(images, found.chosen, seconds, found.strength)
 
 
 def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache: Path) -> tuple[list[Image.Image], float]:
@@ -329,11 +305,11 @@ def make_pool(
     return Pool(sketches, load_file(judging), vectors, len(found.ids), seed, seconds)
 
 
-def predict(pool: Pool, ids: Sequence[str], strength: float) -> dict[str, float | None]:
+def predict(pool: Pool, ids: Sequence[str], weights: Tensor | None, strength: float) -> dict[str, float | None]:
     """What the theory says of training on the pictures `ids`, relative to training on the subject alone.
 
-    rho: predicted error as the ranking computes it, weight one an image, with the bias of disagreeing groups; rho_sandwich:
-    tr(Q H^-1 G H^-1) for the weights that training really gives (a mean over the pictures, times `strength`), no bias;
+    All for the weights that training gives: `strength` times the mean loss of the pictures, each as often as `weights` (mean
+    one; None: equally). rho: predicted error with the bias of disagreeing groups; rho_sandwich: tr(Q H^-1 G H^-1), no bias;
     rho_cross_fit: first to second order change of the left-out loss by the judges, negative is better (None without folds).
     Pictures that were not sketched count as much as the mean of those that were; None if there is none of these.
     """
@@ -344,25 +320,25 @@ def predict(pool: Pool, ids: Sequence[str], strength: float) -> dict[str, float 
     if not len(rows):
         return {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
     curvature, adaptation = s.curvature[rows], s.adaptation_curvature.flatten(0, 1)
-    risk = s.curvature[: pool.count].flatten(0, 1) / pool.count**0.5
-    scale = {"noise": a.noise, "ridge": a.ridge}
-    stand_for, given = len(ids) / len(rows), len(s.adaptation_curvature)
-    ranking = rank_by_benefit(
-        curvature, risk, adaptation, **scale, weight=stand_for, groups=s.groups[rows],
+    risk, scale, given = risk_of(s), {"noise": a.noise, "ridge": a.ridge}, len(s.adaptation_curvature)
+    odds = torch.ones(len(ids)) if weights is None else weights
+    odds = odds[[i in place for i in ids]]
+    stand_for = len(ids) / len(rows)
+    weights = strength * given * odds / odds.sum()  # of one picture's loss beside one of the subject's
+    errors = error_curve(
+        curvature, s.groups[rows], lambda size: weights[:size], risk, adaptation, **scale,
         disagreement=a.validity.disagreement(),
     )  # fmt: skip
-    each = strength * given / len(ids)  # of one picture's loss beside one of the subject's
-    scores = torch.cat([adaptation, curvature.flatten(0, 1) * each * stand_for**0.5]) * a.noise**0.5
-    weights = torch.full((len(rows),), each * stand_for)
+    each = (weights / stand_for**0.5).repeat_interleave(curvature.shape[1])
+    scores = torch.cat([adaptation, curvature.flatten(0, 1) * each[:, None]]) * a.noise**0.5
     alone = asymptotic_error(curvature[:0], risk, adaptation, **scale, scores=adaptation * a.noise**0.5)
     both = asymptotic_error(curvature, risk, adaptation, **scale, weights=weights, scores=scores)
     change = None
     if len(s.judges):
         change = rank_by_score(
             s.judges, s.fold_gradients[:, rows], curvature, s.judge_curvature.flatten(0, 1) / len(s.judges) ** 0.5,
-            adaptation, ridge=a.ridge, weight=stand_for,
+            adaptation, ridge=a.ridge, weight=float(weights.mean()),
         ).errors[-1].item()  # fmt: skip
-    errors = ranking.errors
     return {"rho": float(errors[-1] / errors[0]), "rho_sandwich": both / alone, "rho_cross_fit": change}
 
 

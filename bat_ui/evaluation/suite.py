@@ -46,7 +46,7 @@ from bat_ui.generation import generate
 from bat_ui.line import RANDOM_PART, encode_subject, open_store, silent
 from bat_ui.project import Progress
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
-from bat_ui.sketching import PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
+from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
@@ -227,7 +227,7 @@ class Bench:
             training = replace(training, batch_size=max(training.batch_size - training.from_backbone, 1))
         said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
-            said = predict(pool, chosen.ids, strength)
+            said = predict(pool, chosen.ids, None if chosen.images is None else chosen.images.weights, training.strength)
         common = {"num": 0 if chosen.images is None else len(chosen.images), "lambda": training.strength, **said}
         seconds, last = chosen.seconds, time.perf_counter()
         with self._adapter(job, training) as weights:
@@ -311,7 +311,7 @@ def selection_of(settings: EvaluationSettings) -> str:
     """Digest of what changes the rules of sketches alone."""
     selection = {k: v for k, v in asdict(settings.selection).items() if k not in ("rule", "num_backbone", "seed", "store")}
     training = settings.training
-    fixed = [RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP]
+    fixed = [RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP, CLASS_LIKE]
     return _digest([selection, training.rank, training.learning_rate, training.batch_size, settings.given, fixed])
 
 

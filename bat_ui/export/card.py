@@ -131,5 +131,7 @@ def _training(choice: Choice, report: dict, step: int | None) -> str:
         "batch_size": "batch size",
     }
     names |= {"strength": "weight of the backbone pictures", "seed": "seed"}
+    if "strength" in settings:
+        settings["strength"] = round(settings["strength"] * choice.strength, 4)
     lines += [f"- {text}: {settings[name]}" for name, text in names.items() if name in settings]
     return "\n".join(lines)

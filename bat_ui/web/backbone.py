@@ -244,8 +244,9 @@ def build_backbone_step(shared: Shared) -> Step:
             found, rows = required(project), []
             choice = Choice.load(found.choice)
             for rule in choice.comparable:
-                ids = [c.id for c in _other(found, choice, rule).looked_at if c.chosen]
-                rows.append({"rule": rule, "taken": ids, "predicted_error": predicted_error(choice, ids, found.sketches)})
+                other = _other(found, choice, rule)
+                ids = [c.id for c in other.looked_at if c.chosen]
+                rows.append({"rule": rule, "taken": ids, "predicted_error": predicted_error(other, found.sketches)})
         return rows
 
     def use_rule_endpoint(project: str, rule: str) -> list[str]:
@@ -337,8 +338,8 @@ def _compared(project: Project, choice, other, rule: str) -> str:
         return note(
             f"What “{name}” would choose is not known: find helpful pictures by ALBAT once, then all can be compared."
         )
-    taken = ([c.id for c in one.looked_at if c.chosen] for one in (choice, other))
-    return candidates.comparison(choice, other, tuple(predicted_error(choice, ids, project.sketches) for ids in taken))
+    errors = tuple(predicted_error(one, project.sketches) for one in (choice, other))
+    return candidates.comparison(choice, other, errors)
 
 
 def _judge(project: Project) -> None:

@@ -39,10 +39,13 @@ variance λ<sub>j</sub> by which the group's best adapter differs from your subj
 that knows nothing, estimated by maximum marginal likelihood of the group's summed gradient
 G<sub>j</sub> ~ N(0, σ²[H<sub>j</sub> + H<sub>j</sub>(C + λ<sub>j</sub>I)H<sub>j</sub>]). <b>Evidence</b> is the likelihood
 ratio of the best λ<sub>j</sub> against 0 (Proposition 1).</p>
-<p>The <b>predicted error</b> of a set S is ρ(S; Q) = tr(Q M<sub>S</sub>) with
-M<sub>S</sub> = (C<sup>−1</sup> + Σ<sub>S</sub> H<sub>c</sub>/σ²)<sup>−1</sup>, as a part of ρ(∅; Q); pictures are added one
-by one, each the one that lowers it most beside those before it. The <b>bend</b> is where the curve lies furthest below its
-chord (Proposition 2).</p></details>"""
+<p>Its <b>best weight</b> is the λ at which training on your pictures and this kind alone has the lowest predicted
+error.</p>
+<p>The <b>predicted error</b> of a set S is tr(Q M<sub>S</sub>) + Σ<sub>j</sub> λ<sub>j</sub> tr(Q M<sub>S</sub>
+H<sub>S,j</sub>² M<sub>S</sub>) with M<sub>S</sub> = (C<sup>−1</sup> + Σ<sub>S</sub> w<sub>c</sub> H<sub>c</sub>/σ²)<sup>−1</sup>:
+what your few pictures leave open, and what disagreeing kinds bring in, at the weights w<sub>c</sub> that training gives, as a
+part of the error with no S. Pictures are added one by one, each the one that leaves least open beside those before it
+(Proposition 2).</p></details>"""
 
 
 def summary(choice: Choice) -> str:
@@ -57,10 +60,14 @@ def summary(choice: Choice) -> str:
     if by_hand:
         words += f", {by_hand} changed by hand"
     if not taken:
-        words += ": none was found that is sure to agree with your subject. Take some by hand, or train without."
+        words += ": training will see your pictures alone."
     elif looked_at and looked_at < len(choice.errors):
         error = choice.errors[looked_at] / choice.errors[0]
-        words += f": the predicted error falls to {error:.0%} of what it is without any."
+        weight = f"together they count {choice.strength:.2g} times as much as your pictures"
+        if error < 1:
+            words += f": {weight}, and the predicted error falls to {error:.0%} of what it is without any."
+        else:
+            words += f": their kinds pull away from your subject, so {weight}, just to keep it from being learned by heart."
     else:
         words += "."
     if added:
@@ -72,18 +79,18 @@ def summary(choice: Choice) -> str:
 
 
 def curve(choice: Choice) -> str:
-    """The predicted-error curve with the present choice and the bend; empty for rules that predict nothing."""
+    """The predicted-error curve with the present and the default number; empty for rules that predict nothing."""
     if len(choice.errors) < 2:
         return ""
     points = list(enumerate(float(e) for e in choice.errors))
     taken = min(sum(c.chosen for c in choice.looked_at), len(points) - 1)
     marks = [Mark(taken, points[taken][1], f"{taken} taken")]
-    said = f"The predicted error falls from 1 without backbone pictures to {points[taken][1]:.2f} with {taken}."
-    bends = choice.knee is not None and 0 < choice.knee < len(points)
-    if bends and choice.knee == taken:
-        marks = [Mark(taken, points[taken][1], f"{taken} taken, at the bend")]
-    elif bends:
-        marks.insert(0, Mark(choice.knee, points[choice.knee][1], f"bend at {choice.knee}", "bend"))
+    said = f"The predicted error goes from 1 without backbone pictures to {points[taken][1]:.2f} with {taken}."
+    suggested = choice.knee is not None and 0 < choice.knee < len(points)
+    if suggested and choice.knee == taken:
+        marks = [Mark(taken, points[taken][1], f"{taken} taken, as suggested")]
+    elif suggested:
+        marks.insert(0, Mark(choice.knee, points[choice.knee][1], f"{choice.knee} suggested", "suggested"))
     chart = line_chart(
         [Series("", points, "line")],
         x_label="backbone pictures",
@@ -93,8 +100,8 @@ def curve(choice: Choice) -> str:
     )
     best = min(points, key=lambda p: p[1])
     tells = f"The curve says how much is left to go wrong with so many pictures: lowest with {best[0]} ({best[1]:.2f})."
-    if bends:
-        tells += f" Up to the bend at {choice.knee} each picture teaches a lot; those after it repeat what is known."
+    if suggested and best[0] >= choice.knee:
+        tells += f" Most of that is won with {choice.knee}; those after it repeat what is known."
     return f"{chart}<p class='facts'>{tells}</p>{SYMBOLS}"
 
 
@@ -165,13 +172,14 @@ def groups(project: Project, choice: Choice) -> str:
             f"<td><b>{_verdict(group['verdict'])}</b><br><small>{_evidence(group)}</small></td>"
             f"<td>{taken} of {group['size']}</td>"
             f"<td>{group['disagreement']:.2f} <small>({low:.2f} to {_number(high)})</small></td>"
+            f"<td>{_weight(group.get('strength'))}</td>"
             f"<td>{_button(number, True, taken == len(members))}{_button(number, False, not taken)}</td></tr>"
         )
-    titles = "".join(f"<th>{title}</th>" for title in ("Group", "Verdict", "Taken", "Disagreement", "All of it"))
+    titles = "".join(f"<th>{title}</th>" for title in ("Group", "Verdict", "Taken", "Disagreement", "Best weight", "All of it"))
     return (
         "<p>Pictures that look alike are judged together. Disagreement is 0 where a group pulls the adapter just where "
         "your pictures do, and 1 where it is as far off as an adapter that knows nothing; in brackets, where it lies with "
-        "95% certainty.</p>"
+        "95% certainty. The best weight is how much a kind should count beside your pictures if it were the only one.</p>"
         f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{SYMBOLS}'
     )
 
@@ -193,6 +201,10 @@ def _button(group: int, take: bool, idle: bool) -> str:
         f'<button type="button" class="small" data-group="{group}" data-take="{str(take).lower()}"'
         f'{" disabled" if idle else ""} aria-label="{verb} all of group {group + 1}">{verb} all</button>'
     )
+
+
+def _weight(strength: float | None) -> str:
+    return "–" if strength is None else f"{strength:.2g}" if strength >= 0.01 else "under 0.01"
 
 
 def _number(value: float) -> str:

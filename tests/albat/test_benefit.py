@@ -6,6 +6,7 @@ import torch
 from bat_ui.albat.benefit import (
     asymptotic_error,
     design_weights,
+    error_curve,
     gradient_cosine,
     knee,
     rank_by_benefit,
@@ -88,28 +89,31 @@ def test_forced_images_come_first_excluded_ones_never_and_the_rest_is_nested():
     assert len(part.errors) == 13
 
 
-def test_the_bias_of_disagreeing_groups_is_the_dense_one():
+def test_the_error_curve_is_variance_and_bias_by_dense_inverses_for_the_weights_of_each_size():
     curvature, risk, adaptation = problem(count=8)
     groups, lam = torch.tensor([0, 1] * 4), {0: 0.2, 1: 0.0}
-    options = {"noise": NOISE, "ridge": RIDGE, "weight": WEIGHT}
-    got = rank_by_benefit(curvature, risk, adaptation, groups=groups, disagreement=lam, **options)
-    plain = rank_by_benefit(curvature, risk, adaptation, **options)
-    assert torch.equal(got.order, plain.order)
-    for size in (0, 1, 2, 8):
+
+    def weigh(size):
+        return torch.arange(1, size + 1, dtype=torch.float64) / size
+
+    got = error_curve(
+        curvature, groups, weigh, risk, adaptation, noise=NOISE, ridge=RIDGE, disagreement=lam, sizes=20
+    )
+    for size in range(9):
         precision = adaptation.T @ adaptation + RIDGE * torch.eye(10).double()
         h = torch.zeros(10, 10, dtype=torch.float64)
-        for c in got.order[:size].tolist():
-            block = WEIGHT * curvature[c].T @ curvature[c]
+        for c in range(size):
+            block = weigh(size)[c] * curvature[c].T @ curvature[c]
             precision, h = precision + block, h + block * (groups[c] == 0)
         # An offset d ~ N(0, lam I) of group 0 moves the adapter by M H d; lam is NOISE times the value given.
         m = torch.linalg.inv(precision)
-        bias = 0.2 * NOISE * torch.trace(risk.T @ risk @ m @ h @ h @ m).item()
-        assert abs(got.errors[size].item() - plain.errors[size].item() - bias) < 1e-9
+        q = risk.T @ risk
+        assert abs(got[size] - NOISE * (torch.trace(q @ m) + 0.2 * torch.trace(q @ m @ h @ h @ m))) < 1e-9
 
 
-def test_the_knee_is_the_point_furthest_below_the_chord_up_to_the_minimum():
+def test_the_knee_is_the_first_size_that_wins_most_of_the_whole_fall():
     assert knee(torch.tensor([10.0, 4.0, 1.0, 0.9, 0.8, 0.7, 0.6])) == 2
-    assert knee(torch.tensor([10.0, 4.0, 1.0, 0.9, 5.0, 9.0, 20.0])) == 1
+    assert knee(torch.tensor([10.0, 4.0, 1.0, 0.9, 5.0, 9.0, 20.0])) == 2
     assert knee(torch.tensor([1.0, 1.1, 1.2])) == 0
     assert knee(torch.tensor([3.0, 2.0, 1.0])) == 2
     assert knee(torch.tensor([3.0])) == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bat_ui.albat.selection import RULES, Sketches, assess, make_sketches, select
+from bat_ui.albat.selection import LEAST, MOST, RULES, Sketches, assess, make_sketches, select
 from bat_ui.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_sketches_survive_the_way_through_arrays(made):
     assert Sketches.from_arrays(named.to_arrays()).ids == ("ä", "b")
 
 
-def test_albat_takes_only_the_group_that_agrees(made, assessed):
+def test_albat_takes_the_group_that_agrees_and_a_harmful_one_hardly_counts(made, assessed):
     assert assessed.verdicts("albat") == {0: "valid", 1: "harmful", 2: "too small to judge"}
     selection = select(made, assessed, "albat", 12)
     assert len(selection.chosen) == 12
@@ -57,6 +57,26 @@ def test_albat_takes_only_the_group_that_agrees(made, assessed):
     assert np.all(selection.gains > 0)
     assert selection.errors[12] < 0.5 * selection.errors[0]
     assert 0 < selection.knee < 50
+    assert assessed.strengths[1] < 0.1 * assessed.strengths[0]
+    everything = select(made, assessed, "albat", 102)
+    away = [float(w) for name, w in zip(everything.chosen, everything.weights) if 50 <= int(name.split()[1]) < 100]
+    assert len(away) == 50 and sum(away) < 0.1 * everything.weights.sum()
+    strict = select(made, assessed, "albat", 102, strict=True)
+    assert {int(name.split()[1]) for name in strict.chosen} == set(range(50))
+
+
+@pytest.mark.parametrize("rule", ["albat", "without_validity"])
+def test_lambda_stays_within_its_bounds_and_is_shared_by_groups(made, assessed, rule):
+    selection = select(made, assessed, rule, 60)
+    assert LEAST <= selection.strength <= MOST + 1e-6
+    every = selection.weights / selection.weights.sum() * selection.strength
+    if rule == "albat":
+        groups = np.array([int(made.groups[int(name.split()[1])]) for name in selection.chosen])
+        total = {g: every[groups == g].sum() for g in set(groups.tolist())}
+        scale = {total[g] / assessed.strengths[g] for g in total if assessed.strengths[g] > 0.001}
+        assert max(scale) < 1.001 * min(scale)
+    else:
+        assert np.allclose(every, MOST / 60)
 
 
 def test_every_rule_gives_a_nested_order_without_repeats(made, assessed):
@@ -94,7 +114,6 @@ def test_weights_have_mean_one_and_seeds_change_only_the_random_order(made, asse
     assert abs(selection.weights.mean() - 1) < 1e-5
     random = [select(made, assessed, "without_benefit", 10, seed=s).chosen for s in (0, 0, 1)]
     assert random[0] == random[1] != random[2]
-    assert all(int(name.split()[1]) < 50 for name in random[0])
 
 
 def test_mistakes_are_answered_with_a_sentence(made, assessed):

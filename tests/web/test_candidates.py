@@ -42,7 +42,7 @@ def test_a_card_says_caption_similarity_verdict_and_gain_and_whether_it_is_taken
     for said in ("a flat sticker of <cat> & dog", "#1", "0.91", "agrees with your subject", "by 12.3%"):
         assert said in words
     assert (taken.get("aria-pressed"), other.get("aria-pressed")) == ("true", "false")
-    assert "pull the model away" in " ".join(other.itertext())
+    assert "pulls the model away" in " ".join(other.itertext())
 
 
 def test_a_rule_without_verdicts_and_gains_shows_none(project):
