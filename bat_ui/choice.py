@@ -61,7 +61,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """All candidates, ranked ones first. `errors` is the predicted-error curve relative to no picture, `knee` the default number,
+    """All candidates, ranked ones first. `errors` is the predicted-error curve relative to no picture, `knee` its default,
     `groups` the verdicts with their evidence, `strength` the lambda that the rule suggests (1 where it suggests none),
     `dropped` and `kept` what the user changed by hand, `store` what the store says of itself (StoreInfo.summary), with its
     `place` unless it is the backbone's own."""
@@ -119,7 +119,9 @@ class Choice:
                 f"{taken}: it lowers the predicted error by {gain}{'' if c.chosen else ' only'}; its kind was not asked for."
             )
         if c.verdict != "valid":
-            return f"{taken}{', but counts little' if c.chosen else ''}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
+            return (
+                f"{taken}{', but counts little' if c.chosen else ''}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
+            )
         if self.rule == "without_benefit":
             return f"{taken}: its kind agrees with your subject; among those, it was drawn by lot."
         if c.chosen:
@@ -295,7 +297,7 @@ def by_rule(choice: Choice, rule: str, sketches_path: Path) -> Choice:
 def predicted_error(choice: Choice, sketches_path: Path) -> float | None:
     """The predicted error with what is taken, as a part of the error without any; None where nothing predicts.
 
-    The same measure whatever rule chose, with the weights that training gives them; what no rule has looked at does not count.
+    The same measure whatever rule chose, for the weights that training gives; what no rule has looked at does not count.
     """
     if not choice.groups:
         return None

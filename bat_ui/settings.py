@@ -40,7 +40,9 @@ class TrainingSettings:
     learning_rate: float = 1e-3
     batch_size: int = 8
     backbone_share: float = 0.5  # part of each batch that is backbone pictures, if there are any
-    strength: float = 1.0  # of the backbone pictures, times the lambda that the selection suggests (1 where it suggests none)
+    strength: float = (
+        1.0  # of the backbone pictures, times the lambda that the selection suggests (1 where it suggests none)
+    )
     checkpoint_every: int = 100  # steps
     seed: int = 0
     text_encoder: bool = False  # the text encoder learns, too

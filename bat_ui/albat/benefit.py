@@ -2,8 +2,8 @@
 
 In: curvature vectors of the candidates, the adaptation and the risk; noise sigma^2 and ridge = delta sigma^2
 (evidence). Out: a nested ranking with each image's gain, the predicted-error curve, its knee, weights of an optimal
-design, and the asymptotic error coefficient rho. Everything is a low-rank update in sketch space: no (k x k) matrix is inverted
-while ranking. Left out on purpose: which images may be chosen (validity, selection).
+design, and the asymptotic error coefficient rho. Everything is a low-rank update in sketch space: no (k x k) matrix is
+inverted while ranking. Left out on purpose: which images may be chosen (validity, selection).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def rank_by_benefit(
 
     curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of an image beside
     one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, at
-    most limit in all. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16 picks
+    most limit in all. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16
     (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and from 256 on the best m.
     The errors are exact for the order either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
     """

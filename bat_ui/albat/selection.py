@@ -188,7 +188,7 @@ def select(
     limit: int | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Rank the candidates by a rule and take the first m (None: the knee, but not below FEWEST); forced ids first, excluded ones never.
+    """Rank the candidates by a rule and take the first m; forced ids first, excluded ones never.
 
     - albat: each group at its own strength, greedy benefit at these weights.
     - cross_fit: groups that left-out subject images find helpful, greedy by their need.
@@ -196,8 +196,8 @@ def select(
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
-    strict: albat takes valid groups only. weighted: sampling weights by A-optimal design on top. most: what lambda may reach.
-    limit: rank no further. Raises UserError for unknown or clashing ids.
+    m None: the knee, but not below FEWEST. strict: albat takes valid groups only. weighted: sampling weights by A-optimal
+    design on top. most: what lambda may reach. limit: rank no further. Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
         raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")

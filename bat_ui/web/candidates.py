@@ -42,8 +42,9 @@ ratio of the best λ<sub>j</sub> against 0 (Proposition 1).</p>
 <p>Its <b>best weight</b> is the λ at which training on your pictures and this kind alone has the lowest predicted
 error.</p>
 <p>The <b>predicted error</b> of a set S is tr(Q M<sub>S</sub>) + Σ<sub>j</sub> λ<sub>j</sub> tr(Q M<sub>S</sub>
-H<sub>S,j</sub>² M<sub>S</sub>) with M<sub>S</sub> = (C<sup>−1</sup> + Σ<sub>S</sub> w<sub>c</sub> H<sub>c</sub>/σ²)<sup>−1</sup>:
-what your few pictures leave open, and what disagreeing kinds bring in, at the weights w<sub>c</sub> that training gives, as a
+H<sub>S,j</sub>² M<sub>S</sub>) with
+M<sub>S</sub> = (C<sup>−1</sup> + Σ<sub>S</sub> w<sub>c</sub> H<sub>c</sub>/σ²)<sup>−1</sup>:
+what your few pictures leave open and what disagreeing kinds bring in, at the weights w<sub>c</sub> that training gives, as a
 part of the error with no S. Pictures are added one by one, each the one that leaves least open beside those before it
 (Proposition 2).</p></details>"""
 
@@ -175,7 +176,9 @@ def groups(project: Project, choice: Choice) -> str:
             f"<td>{_weight(group.get('strength'))}</td>"
             f"<td>{_button(number, True, taken == len(members))}{_button(number, False, not taken)}</td></tr>"
         )
-    titles = "".join(f"<th>{title}</th>" for title in ("Group", "Verdict", "Taken", "Disagreement", "Best weight", "All of it"))
+    titles = "".join(
+        f"<th>{title}</th>" for title in ("Group", "Verdict", "Taken", "Disagreement", "Best weight", "All of it")
+    )
     return (
         "<p>Pictures that look alike are judged together. Disagreement is 0 where a group pulls the adapter just where "
         "your pictures do, and 1 where it is as far off as an adapter that knows nothing; in brackets, where it lies with "

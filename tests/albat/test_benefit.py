@@ -96,9 +96,7 @@ def test_the_error_curve_is_variance_and_bias_by_dense_inverses_for_the_weights_
     def weigh(size):
         return torch.arange(1, size + 1, dtype=torch.float64) / size
 
-    got = error_curve(
-        curvature, groups, weigh, risk, adaptation, noise=NOISE, ridge=RIDGE, disagreement=lam, sizes=20
-    )
+    got = error_curve(curvature, groups, weigh, risk, adaptation, noise=NOISE, ridge=RIDGE, disagreement=lam, sizes=20)
     for size in range(9):
         precision = adaptation.T @ adaptation + RIDGE * torch.eye(10).double()
         h = torch.zeros(10, 10, dtype=torch.float64)

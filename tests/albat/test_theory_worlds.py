@@ -132,4 +132,6 @@ def test_the_predicted_error_errs_on_the_safe_side_and_not_far():
         selection = select(sketches, assessment_of(sketches, known=True), "albat", POOL, most=4.0)
         predicted.append(selection.errors[POOL])
         measured.append(error_of(selection, phi, q, xa, ya, x, y))
-    assert np.mean(measured) < np.mean(predicted) < 3 * np.mean(measured)  # disagreement counts by the middle of its interval
+    assert (
+        np.mean(measured) < np.mean(predicted) < 3 * np.mean(measured)
+    )  # disagreement counts by the middle of its interval

@@ -19,8 +19,10 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture()
 def copied(finished, running_server, page) -> Project:
-    """A copy of the finished project, open at step 2, so that other tests find theirs as it was."""
-    id = Client(running_server.address, verbose=False).predict(finished.split("project=")[1], api_name="/duplicate_project")
+    """A copy of the finished project with 8 of 24 pictures taken, open at step 2; other tests find theirs as it was."""
+    client = Client(running_server.address, verbose=False)
+    id = client.predict(finished.split("project=")[1], api_name="/duplicate_project")
+    client.predict(id, 8, api_name="/choose_number")
     open_page(page, f"{running_server.address}/?project={id}")
     open_tab(page, 2)
     expect(page.locator(".pick")).to_have_count(24)
@@ -114,6 +116,7 @@ def test_another_rule_is_compared_without_a_search_and_its_choice_can_be_taken(c
             card.click()
             expect(card).to_have_attribute("aria-pressed", "true")
     before = [card.get_attribute("aria-pressed") for card in page.locator(".pick").all()]
+    first = page.locator(".pick .rank").first.inner_text()
     page.get_by_label("Compare with what another rule would choose").click()
     page.get_by_role("option", name="Nearest").click()
     expect(page.locator("#compared")).to_contain_text(re.compile("Nearest would take .* The predicted error is"))
@@ -126,7 +129,7 @@ def test_another_rule_is_compared_without_a_search_and_its_choice_can_be_taken(c
     expect(page.locator(".versus")).to_have_count(0)
     assert {c.get_attribute("data-id") for c in page.locator('.pick[aria-pressed="true"]').all()} == nearest
     page.get_by_role("button", name="Undo").click()
-    expect(page.locator(".pick").first).to_contain_text("#1")
+    expect(page.locator(".pick .rank").first).to_have_text(first)
     page.wait_for_function(
         "before => [...document.querySelectorAll('.pick')].map(c => c.ariaPressed).join() == before",
         arg=",".join(before),
@@ -173,7 +176,7 @@ def test_a_program_can_search_add_compare_and_ask_for_stores(copied, server):
     assert fresh in client.predict(project, fresh, api_name="/add_picture")
     rules = {row["rule"]: row for row in client.predict(project, api_name="/compare_rules")}
     assert set(rules) == {"albat", "without_validity", "without_benefit", "nearest", "random"}
-    assert all(0 < row["predicted_error"] <= 1.001 for row in rules.values())
+    assert all(row["predicted_error"] > 0 for row in rules.values())
     assert set(rules["nearest"]["taken"]) <= set(client.predict(project, "nearest", api_name="/use_rule"))
     assert fresh not in client.predict(project, api_name="/undo_picture") or Choice.load(copied.choice).rule == "albat"
     group = Choice.load(copied.choice).groups[0]["group"]
