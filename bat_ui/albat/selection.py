@@ -16,15 +16,12 @@ from torch import Tensor
 from bat_ui.albat.benefit import Ranking, design_weights, error_curve, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
 from bat_ui.albat.evidence import Judge, estimate_scales, observe
-from bat_ui.albat.strength import LEVELS, best_strength, strength_curves, tolerance
+from bat_ui.albat.strength import MOST, Shares, best_strength, strength_curves, tolerance
 from bat_ui.albat.validity import VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit")  # each group counts as much as it helps; elsewhere all images count the same
-# lambda of all groups together. They never outweigh the subject; and where all disagree, a tenth of them still kept every
-# subject that was measured from being learned by heart (docs/evidence), which no term of the theory foresees.
-LEAST, MOST = 0.1, 1.0
 FEWEST = 40  # images that are taken by default even if the curve is flat sooner; ranked by the weights that so many have
 
 
@@ -216,7 +213,7 @@ def select(
     allowed[[where[name] for name in excluded]] = False
     first = torch.zeros(len(s.ids), dtype=torch.bool)
     first[[where[name] for name in forced]] = True
-    shares = Shares(s, assessment, rule in STRENGTHENED, most)
+    shares = _shares(s, assessment, rule, most)
     ranking = _rank(s, assessment, rule, allowed, first, shares, limit, seed)
     errors = ranking.errors
     if rule in ("albat", "without_validity"):
@@ -244,26 +241,6 @@ def select(
     )
 
 
-class Shares:
-    """What each image of a set has of lambda: its group's strength, shared out among the group's images in the set, together
-    from LEAST to `most`; or the same for all, together `most`."""
-
-    def __init__(self, sketches: Sketches, assessment: Assessment, strengthened: bool, most: float) -> None:
-        found = assessment.strengths if strengthened else {}
-        self.groups, self.most = sketches.groups, most
-        # Images that a person takes out of a group that no weight helps have the smallest weight there is.
-        self.strengths = {label: max(value, float(LEVELS[1])) for label, value in found.items()}
-
-    def of(self, rows: Tensor) -> Tensor:
-        """(m,) shares of the images `rows`, in sum lambda."""
-        if not self.strengths or not len(rows):
-            return torch.full((len(rows),), self.most / max(len(rows), 1))
-        labels, place, sizes = torch.unique(self.groups[rows], return_inverse=True, return_counts=True)
-        strengths = torch.tensor([self.strengths[label] for label in labels.tolist()])
-        strengths = strengths * strengths.sum().clamp(LEAST, self.most) / strengths.sum()
-        return (strengths / sizes)[place]
-
-
 def predicted_errors(s: Sketches, a: Assessment, order: Tensor, shares: Shares) -> Tensor:
     """E(S) of the first 0, 1, .. images of an order (m + 1,), each set with the weights that training gives it."""
     given = len(s.adaptation_curvature)
@@ -277,13 +254,17 @@ def predicted_error(s: Sketches, a: Assessment, rule: str, ids: tuple[str, ...])
     """E(S) / E({}) of the images `ids` with the weights that training by `rule` gives them."""
     where = {name: i for i, name in enumerate(s.ids)}
     order = torch.tensor([where[name] for name in ids], dtype=torch.long)
-    errors = predicted_errors(s, a, order, Shares(s, a, rule in STRENGTHENED, MOST))
+    errors = predicted_errors(s, a, order, _shares(s, a, rule, MOST))
     return float(errors[-1] / errors[0])
 
 
 def risk_of(s: Sketches) -> Tensor:
     """Vectors (l, k) of Q: the sketches' own, else the candidates' mean curvature."""
     return s.risk if len(s.risk) else s.curvature.flatten(0, 1) / len(s.ids) ** 0.5
+
+
+def _shares(s: Sketches, a: Assessment, rule: str, most: float) -> Shares:
+    return Shares(s.groups, a.strengths if rule in STRENGTHENED else {}, most)
 
 
 def _rank(

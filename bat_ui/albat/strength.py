@@ -1,7 +1,7 @@
 """Strength: how much of a group's loss to add, given how far it disagrees (theory.md, Strength).
 
 In: curvature vectors, groups and their disagreement. Out: for each group the weight lambda at which it helps most, and
-the disagreement up to which it helps at a given weight.
+the disagreement up to which it helps at a given weight; and the weight of each image of a set.
 Any group lowers the variance in proportion to lambda and brings a bias in proportion to lambda^2, so each has its own best
 weight, and disagreement makes it small instead of forbidding the group.
 """
@@ -14,6 +14,29 @@ from torch import Tensor
 from bat_ui.albat.benefit import LowRank
 
 LEVELS = torch.cat([torch.zeros(1), torch.logspace(-3, 0.6, 37)]).double()  # 0, and 0.001 to 4 in steps of a quarter
+
+# lambda of all groups together. They never outweigh the subject; and where all disagree, a tenth of them still kept every
+# subject that was measured from being learned by heart (docs/evidence), which no term of the theory foresees.
+LEAST, MOST = 0.1, 1.0
+
+
+class Shares:
+    """What each image of a set has of lambda: its group's strength, shared out among the group's images in the set, together
+    from LEAST to `most`; or, where no strengths are given, the same for all, together `most`."""
+
+    def __init__(self, groups: Tensor, strengths: dict[int, float], most: float = MOST) -> None:
+        self.groups, self.most = groups, most
+        # Images that a person takes out of a group that no weight helps have the smallest weight there is.
+        self.strengths = {label: max(value, float(LEVELS[1])) for label, value in strengths.items()}
+
+    def of(self, rows: Tensor) -> Tensor:
+        """(m,) shares of the images `rows`, in sum lambda."""
+        if not self.strengths or not len(rows):
+            return torch.full((len(rows),), self.most / max(len(rows), 1))
+        labels, place, sizes = torch.unique(self.groups[rows], return_inverse=True, return_counts=True)
+        strengths = torch.tensor([self.strengths[label] for label in labels.tolist()])
+        strengths = strengths * strengths.sum().clamp(LEAST, self.most) / strengths.sum()
+        return (strengths / sizes)[place]
 
 
 def strength_curves(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bat_ui.albat.selection import LEAST, MOST, RULES, Sketches, assess, make_sketches, select
+from bat_ui.albat.selection import RULES, Sketches, assess, make_sketches, select
+from bat_ui.albat.strength import LEAST, MOST
 from bat_ui.errors import UserError
 
 
