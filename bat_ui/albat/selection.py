@@ -17,12 +17,13 @@ from bat_ui.albat.benefit import Ranking, design_weights, error_curve, gradient_
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
 from bat_ui.albat.evidence import Judge, estimate_scales, observe
 from bat_ui.albat.strength import MOST, Shares, best_strength, strength_curves, tolerance
-from bat_ui.albat.validity import VALID, Validity, group_disagreement
+from bat_ui.albat.validity import HARMFUL, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit")  # each group counts as much as it helps; elsewhere all images count the same
-FEWEST = 40  # images that are taken by default even if the curve is flat sooner; ranked by the weights that so many have
+FEWEST, MANY = 40, 100  # bounds of the default number; images are ranked by the weights that FEWEST of them have
+LAST = 1e-6  # of their weight have harmful groups where they are ranked: they come after all others
 
 
 @dataclass(frozen=True)
@@ -187,14 +188,15 @@ def select(
 ) -> Selection:
     """Rank the candidates by a rule and take the first m; forced ids first, excluded ones never.
 
-    - albat: each group at its own strength, greedy benefit at these weights.
+    - albat: each group at its own strength, greedy benefit at these weights; harmful groups come last.
     - cross_fit: groups that left-out subject images find helpful, greedy by their need.
     - without_validity: albat with equal weights and no question asked; without_benefit: albat in a seeded random order.
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
-    m None: the knee, but not below FEWEST. strict: albat takes valid groups only. weighted: sampling weights by A-optimal
-    design on top. most: what lambda may reach. limit: rank no further. Raises UserError for unknown or clashing ids.
+    m None: the knee, within FEWEST, MANY and, if possible, the groups that are not harmful. strict: albat takes valid groups
+    only. weighted: sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank no further.
+    Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
         raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")
@@ -220,7 +222,8 @@ def select(
         errors = predicted_errors(s, assessment, ranking.order, shares)
     size = len(ranking.order)
     if len(errors):
-        size = min(size, max(knee(errors), 0 if only_valid else FEWEST))
+        harmless = sum(v != HARMFUL for v in verdicts)
+        size = min(size, knee(errors) if only_valid else max(FEWEST, min(knee(errors), MANY, harmless)))
     take = min(max(size if m is None else m, len(forced)), len(ranking.order))
     chosen = ranking.order[:take]
     share = shares.of(chosen)
@@ -282,6 +285,9 @@ def _rank(
         weight = s.curvature.new_zeros(len(s.ids))
         few = max(len(open_ones) / FEWEST, 1.0)
         weight[open_ones] = (few * len(s.adaptation_curvature) * shares.of(open_ones)).to(weight)
+        if rule == "albat":
+            harmful = [label for label, verdict in a.verdicts(rule).items() if verdict == HARMFUL]
+            weight[torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype))] *= LAST
         return rank_by_benefit(
             s.curvature, risk_of(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
             forced=first, limit=limit,

@@ -60,6 +60,7 @@ def test_albat_takes_the_group_that_agrees_and_a_harmful_one_hardly_counts(made,
     assert 0 < selection.knee < 50
     assert assessed.strengths[1] < 0.1 * assessed.strengths[0]
     everything = select(made, assessed, "albat", 102)
+    assert {int(name.split()[1]) // 50 for name in everything.chosen[-50:]} == {1}  # it comes last
     away = [float(w) for name, w in zip(everything.chosen, everything.weights) if 50 <= int(name.split()[1]) < 100]
     assert len(away) == 50 and sum(away) < 0.1 * everything.weights.sum()
     strict = select(made, assessed, "albat", 102, strict=True)
