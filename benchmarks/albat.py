@@ -27,7 +27,7 @@ from bat_ui.backbones import load_backbone
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.sketching import BATCH_ROWS, sketch_images
+from bat_ui.sketching import BATCH_ROWS, CLASS_LIKE, sketch_images
 from bat_ui.training.loop import new_optimizer
 from bat_ui.training.lora import lora
 
@@ -155,6 +155,7 @@ def random_sketches(count: int, size: int, folds: int) -> Sketches:
         rows(count) * 0.1,
         rows(count, 1),
         rows(4, 4),
+        risk=rows(CLASS_LIKE) / CLASS_LIKE**0.5,
         judges=rows(folds, 8),
         judge_curvature=rows(folds, 4),
         fold_gradients=rows(folds, count),
@@ -168,7 +169,7 @@ def pruning(rounds: int) -> dict[str, float]:
     assessment = assess(sketches)
     found = {"assess": (time.perf_counter() - started) * 1e3}
     for rule in ("albat", "cross_fit", "without_validity", "gradient_cosine"):
-        drop = partial(select, sketches, assessment, rule, doubtful=True)
+        drop = partial(select, sketches, assessment, rule)
         took = [seconds(partial(drop, excluded=(str(i),))) for i in range(rounds)]
         found[rule] = statistics.median(took) * 1e3
     return found

@@ -28,7 +28,7 @@ from serving import server, tiny_backbone, wait_for  # noqa: E402
 IMAGES = ROOT / "docs" / "images"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTH = 1280
-PROMPTS = "a flat sticker of sks cat winking\na flat sticker of sks cat, astonished\nan outlined sticker of sks cat"
+PROMPTS = "a flat sticker of sks cat with tears of joy\na flat sticker of grinning sks cat\na flat sticker of kissing sks cat"
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ SHOTS = (
     Shot("backbone", 2, ".pick img", from_="#pick-tools"),
     Shot("groups", 2, "#groups table", from_="#groups", unfold="Groups and their verdicts", height=700),
     Shot("train", 3, "#losses svg", from_="#runs"),
-    Shot("draw", 4, ".pair img"),
-    Shot("compare", 5, "#grid img"),
+    Shot("draw", 4, ".pair img", height=1400),
+    Shot("compare", 5, "#grid img", height=1700),
 )
 
 

@@ -206,7 +206,7 @@ def error_curve(
     values = []
     for count in at:
         rows = curvature[:count] * weigh(count).to(curvature).sqrt()[:, None, None] if count else curvature[:0]
-        reach = LowRank(torch.cat([adapt, rows.reshape(-1, size)]), ridge).start(risk)
+        reach = _solve(torch.cat([adapt, rows.reshape(-1, size)]), ridge, risk)
         value = (reach * risk).sum()
         for label in torch.unique(groups[:count]).tolist():
             if (lam := disagreement[label]) > 0:
@@ -214,6 +214,15 @@ def error_curve(
                 value = value + lam * ((reach @ own.T) @ own).square().sum()
         values.append(noise * value.item())
     return torch.from_numpy(np.interp(np.arange(total + 1), at, values))
+
+
+def _solve(vectors: Tensor, ridge: float, rows: Tensor) -> Tensor:
+    """rows (ridge I + V'V)^-1, by the smaller of the two matrices that can be inverted."""
+    if len(vectors) < vectors.shape[1]:
+        return LowRank(vectors, ridge).start(rows)
+    inner = vectors.T @ vectors
+    inner.diagonal().add_(ridge)
+    return torch.cholesky_solve(rows.T, torch.linalg.cholesky(inner)).T
 
 
 def knee(errors: Tensor) -> int:
