@@ -57,8 +57,8 @@ def cat() -> None:
 
 def photo(folder: Path, class_noun: str) -> None:
     """A photographed subject, cut out; only what was drawn is shown."""
-    names = ["a flat sticker", "an outlined sticker"]
-    prompts = [f"{style} of sks {class_noun}{rest}" for style in names for rest in ("", " with a hat", " wearing a crown")]
+    asked = ("", "", "", " with a hat", " and a heart", " on fire")
+    prompts = [f"a sticker of sks {class_noun}{rest}" for rest in asked]
     with tempfile.TemporaryDirectory() as out:
         with_adapter, without = personalize(folder, class_noun, Path(out), prompts, "--cut-out")
     contact_sheet([("drawn with the adapter", with_adapter), ("drawn without", without)], 128).save(IMAGES / "photo.png")

@@ -28,7 +28,9 @@ from serving import server, tiny_backbone, wait_for  # noqa: E402
 IMAGES = ROOT / "docs" / "images"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTH = 1280
-PROMPTS = "a flat sticker of sks cat with tears of joy\na flat sticker of grinning sks cat\na flat sticker of kissing sks cat"
+PROMPTS = (
+    "a flat sticker of sks cat with tears of joy\na flat sticker of grinning sks cat\na flat sticker of kissing sks cat"
+)
 
 
 @dataclass(frozen=True)
