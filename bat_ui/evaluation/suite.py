@@ -211,7 +211,7 @@ class Bench:
         if self._pool is None:
             s = self.settings
             folder = self.cache / "sketches" / f"{self.case.style}-{self.case.name}-{self.seed}-{selection_of(s)}"
-            folds = s.prediction or any(rule in FOLDED for rule in s.rules)
+            folds = any(rule in FOLDED for rule in s.rules)
             training = replace(s.training, seed=self.seed)
             self._pool = make_pool(self.world, self.case, self.seed, s.selection, training, folds, folder, self.progress)
         return self._pool

@@ -69,7 +69,7 @@ def test_a_finished_suite_writes_nothing_more(finished, backbone):
 @pytest.mark.parametrize("rows_kept, torn", [(0, b""), (3, b""), (4, b'{"split": "sui')])
 def test_a_killed_run_goes_on_to_the_same_rows_and_repeats_none(rows_kept, torn, finished, backbone, tmp_path):
     folder, _ = finished
-    settings = replace(TINY, rules=("none", "random", "nearest_class"))
+    settings = replace(TINY, rules=("none", "random", "nearest_class", "gradient_cosine"))
     jobs = suite.plan(settings)
     whole = [r for r in suite.read_rows(folder / "results.jsonl") if r["rule"] in settings.rules]
     path = tmp_path / "results.jsonl"
