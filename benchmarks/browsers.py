@@ -115,7 +115,9 @@ class Session:
 
     def __init__(self, address: str, project: str):
         self.project, self.hash, self.answers = project, secrets.token_hex(8), []
-        self.http = AsyncClient(base_url=address, timeout=120, limits=Limits(max_connections=4), verify=False)
+        # A connection is given up before the server does so after 5 seconds: a browser would ask again, httpx does not.
+        limits = Limits(max_connections=4, keepalive_expiry=3)
+        self.http = AsyncClient(base_url=address, timeout=120, limits=limits, verify=False)
         self.values: dict[int, object] = {}
 
     async def open(self) -> float:
