@@ -100,7 +100,7 @@ def test_in_sixty_worlds_strengths_do_better_than_the_published_gate_and_never_h
     assert abs(errors["none"].mean() - 10.30) < 0.01  # the same worlds as published, so no sampling error
     assert errors["albat"].mean() < 1.15
     assert not (errors["albat"] > errors["none"]).any()
-    assert errors["without_validity"].mean() > errors["none"].mean()
+    assert (errors["without_validity"] > errors["none"]).mean() > 0.2
 
 
 def test_in_a_few_worlds_the_default_number_comes_near_the_published_gate_and_none_is_made_worse():
