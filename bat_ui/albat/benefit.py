@@ -119,7 +119,7 @@ def rank_by_benefit(
 
     curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of an image beside
     one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, at
-    most limit in all. The first `fine` picks are greedy one by one among the `pool` best, chosen anew at least every 16
+    most limit in all. The first `fine` picks are greedy one by one among the `pool` best, chosen anew every 4 to 16 picks
     (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and from 256 on the best m.
     The errors are exact for the order either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
     """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bat_ui.albat.benefit import Ranking, design_weights, error_curve, gradient_cosine, knee, rank_by_benefit
+from bat_ui.albat.benefit import SIZES, Ranking, design_weights, error_curve, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
 from bat_ui.albat.evidence import Judge, estimate_scales, observe
 from bat_ui.albat.strength import MOST, Shares, best_strength, strength_curves, tolerance
@@ -244,12 +244,13 @@ def select(
     )
 
 
-def predicted_errors(s: Sketches, a: Assessment, order: Tensor, shares: Shares) -> Tensor:
+def predicted_errors(s: Sketches, a: Assessment, order: Tensor, shares: Shares, sizes: int = SIZES) -> Tensor:
     """E(S) of the first 0, 1, .. images of an order (m + 1,), each set with the weights that training gives it."""
     given = len(s.adaptation_curvature)
     return error_curve(
         s.curvature[order], s.groups[order], lambda size: given * shares.of(order[:size]), risk_of(s),
         s.adaptation_curvature, noise=a.noise, ridge=a.ridge, disagreement=a.validity.disagreement(),
+        sizes=sizes,
     )  # fmt: skip
 
 
@@ -257,7 +258,7 @@ def predicted_error(s: Sketches, a: Assessment, rule: str, ids: tuple[str, ...])
     """E(S) / E({}) of the images `ids` with the weights that training by `rule` gives them."""
     where = {name: i for i, name in enumerate(s.ids)}
     order = torch.tensor([where[name] for name in ids], dtype=torch.long)
-    errors = predicted_errors(s, a, order, _shares(s, a, rule, MOST))
+    errors = predicted_errors(s, a, order, _shares(s, a, rule, MOST), sizes=1)
     return float(errors[-1] / errors[0])
 
 

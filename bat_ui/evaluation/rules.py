@@ -327,7 +327,7 @@ def predict(pool: Pool, ids: Sequence[str], weights: Tensor | None, strength: fl
     weights = strength * given * odds / odds.sum()  # of one picture's loss beside one of the subject's
     errors = error_curve(
         curvature, s.groups[rows], lambda size: weights[:size], risk, adaptation, **scale,
-        disagreement=a.validity.disagreement(),
+        disagreement=a.validity.disagreement(), sizes=1,
     )  # fmt: skip
     each = (weights / stand_for**0.5).repeat_interleave(curvature.shape[1])
     scores = torch.cat([adaptation, curvature.flatten(0, 1) * each[:, None]]) * a.noise**0.5
