@@ -8,8 +8,8 @@ Nothing else should run meanwhile.  Writes docs/benchmarks/albat.md, .json and a
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import record
 import torch
@@ -136,9 +137,17 @@ def measure_memory(variant: str) -> None:
             bench.run(variant)
             print((torch.cuda.max_memory_allocated() - before) / 2**20)
         else:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            gc.collect()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading may have taken more than the pass
+            before = resident("VmRSS")
             bench.run(variant)
-            print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+            print(resident("VmHWM") - before)
+
+
+def resident(field: str) -> float:
+    """MiB that this process has in memory now (VmRSS) or had at most (VmHWM), from Linux' own account."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
 def random_sketches(count: int, size: int, folds: int) -> Sketches:
