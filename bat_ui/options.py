@@ -36,6 +36,7 @@ HELP = {
     "batch_size": "pictures in a training step",
     "backbone_share": "part of each batch that is backbone pictures",
     "strength": "of the backbone pictures, times the lambda that the selection suggests",
+    "subject_steps": "steps on the subject alone, before backbone pictures come in",
     "checkpoint_every": "steps between checkpoints",
     "validation_prompts": "what is drawn at each checkpoint, one prompt a line or between |; else the first captions",
     "validation_images": "pictures of each such prompt, 0 for none",

@@ -393,6 +393,7 @@ def _keyed(job: Job, settings: EvaluationSettings, config: str, step: int) -> di
             "learning_rate": settings.training.learning_rate,
             "batch_size": settings.training.batch_size,
             "backbone_share": settings.training.backbone_share,
+            "subject_steps": settings.training.subject_steps,
             "shortlist": settings.selection.shortlist,
             "surrogate_steps": settings.selection.surrogate_steps,
             "draws": settings.selection.draws,

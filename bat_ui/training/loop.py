@@ -42,9 +42,10 @@ def train(
     start: int = 0,
     together: Processes | None = None,
 ) -> Iterator[Step]:
-    """Minimise mean subject loss + strength * mean backbone loss (theory.md: the BAT objective), yielding each step.
+    """Minimise mean subject loss + strength(t) * mean backbone loss (theory.md: the BAT objective), yielding each step t.
 
-    `backbone_share` of every batch is drawn from `chosen`; without it the whole batch is the subject's.
+    strength(t) = strength * (1 - subject_steps / t), from zero on (theory.md, When).  `backbone_share` of every batch is for
+    `chosen`, and left out while they count for nothing; without `chosen` the whole batch is the subject's.
     `start` is the number of steps that `weights` and `optimizer` have behind them.
     Pictures of one batch that have one shape go through the UNet together, as many as the backbone's preset allows;
     several processes share each batch out and have equal weights after it.
@@ -52,18 +53,16 @@ def train(
     together = together or processes()
     from_backbone = settings.from_backbone if chosen is not None and len(chosen) else 0
     from_subject = max(settings.batch_size - from_backbone, 1)
-    total = from_subject + from_backbone
-    factors = torch.full((total,), 1.0 / from_subject)
-    if from_backbone:
-        factors[from_subject:] = torch.tensor(settings.strength) / from_backbone
     learns_text = any(name.startswith("text_encoder") for name in weights)
     scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
     with ready_to_train(backbone, settings.steps - start):
         for step in range(start, settings.steps):
             rng = step_generator(settings.seed, step)
-            rows = [_draw_subject(subject, from_subject, rng)]
-            if from_backbone:
+            rows, factors = [_draw_subject(subject, from_subject, rng)], torch.full((from_subject,), 1.0 / from_subject)
+            if from_backbone and (strength := strength_at(step + 1, settings)):
                 rows.append(_draw_chosen(chosen, from_backbone, rng))
+                factors = torch.cat([factors, torch.full((from_backbone,), strength / from_backbone)])
+            total = len(factors)
             batches = _of_one_shape(rows)
             timesteps = backbone.draw_timesteps(total, rng)
             noises = [backbone.draw_noise(batch.latents.shape, rng) for batch in batches]
@@ -87,8 +86,13 @@ def train(
             yield Step(
                 step + 1,
                 losses[:from_subject].mean().item(),
-                losses[from_subject:].mean().item() if from_backbone else None,
+                losses[from_subject:].mean().item() if total > from_subject else None,
             )
+
+
+def strength_at(step: int, settings: TrainingSettings) -> float:
+    """What the mean loss of the backbone pictures counts at a step, from 1 on (theory.md, When)."""
+    return settings.strength * max(1 - settings.subject_steps / step, 0.0)
 
 
 def _draw_subject(subject: Encoded, count: int, rng: torch.Generator) -> Encoded:

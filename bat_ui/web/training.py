@@ -73,6 +73,9 @@ def build_training_step(shared: Shared) -> Step:
                     "learning_rate": gr.Number(label="Learning rate", info="Size of a step.", minimum=0),
                     "batch_size": gr.Number(label="Batch size", info="Pictures in a step.", minimum=1, precision=0),
                     "backbone_share": gr.Slider(0, 0.9, step=0.05, label="Backbone share", info="Part of each batch."),
+                    "subject_steps": gr.Number(
+                        label="Subject alone", info="Steps before backbone pictures come in.", minimum=0, precision=0
+                    ),
                     "checkpoint_every": gr.Number(label="Checkpoint every", info="Steps.", minimum=1, precision=0),
                     "seed": gr.Number(label="Seed", info="Of everything random.", minimum=0, precision=0),
                     "text_encoder": gr.Checkbox(label="Text encoder", info="Let it learn, too."),

@@ -9,7 +9,7 @@ import torch
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
-from bat_ui.training.loop import _draw_subject, new_optimizer, train
+from bat_ui.training.loop import _draw_subject, new_optimizer, strength_at, train
 from bat_ui.training.lora import lora
 from bat_ui.training.processes import Processes
 from bat_ui.training.speed import repays_compiling
@@ -35,7 +35,7 @@ def test_the_backbone_is_as_it_was_after_training(backbone, pictures):
 
 def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backbone_loss(backbone, pictures):
     """An explicit twin of the first step: plain autograd on the two mean losses, then AdamW."""
-    settings = TrainingSettings(steps=1, rank=2, batch_size=4, backbone_share=0.5, strength=0.3, seed=5)
+    settings = TrainingSettings(steps=1, rank=2, batch_size=4, backbone_share=0.5, strength=0.3, subject_steps=0, seed=5)
     subject, chosen = pictures(1, 1), pictures(1, 2)  # one picture each, so that the rows are known
     with lora(backbone, 2, 0) as weights:
         list(train(backbone, weights, new_optimizer(weights, settings), subject, chosen, settings))
@@ -56,9 +56,20 @@ def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backb
             torch.testing.assert_close(p.detach(), trained[name], atol=1e-5, rtol=1e-3)
 
 
+def test_backbone_pictures_come_in_after_the_subject_steps_as_early_stopping_would_let_go(backbone, pictures):
+    """1 / t of shrinkage that early stopping loses is what they gain: together constant from subject_steps on."""
+    settings = TrainingSettings(strength=0.5, subject_steps=40)
+    together = [strength_at(t, settings) / 0.5 + 40 / t for t in (40, 50, 100, 1000)]
+    assert together == pytest.approx([1.0] * 4) and strength_at(39, settings) == 0
+    settings = TrainingSettings(steps=4, rank=2, batch_size=4, subject_steps=2, seed=1)
+    with lora(backbone, 2, 0) as weights:
+        steps = list(train(backbone, weights, new_optimizer(weights, settings), pictures(2, 1), pictures(2, 2), settings))
+    assert [s.backbone_loss is None for s in steps] == [True, True, False, False]
+
+
 def test_weights_decide_how_often_a_backbone_picture_is_drawn(backbone, pictures):
     """With no weight on the first picture, it must not matter what that picture is."""
-    settings = TrainingSettings(steps=4, rank=2, batch_size=2, seed=3)
+    settings = TrainingSettings(steps=4, rank=2, batch_size=2, subject_steps=0, seed=3)
     two, subject = pictures(2, 4), pictures(1, 1)
     heavy = Encoded(two.latents, two.states, torch.tensor([0.0, 1.0]))
     twins = Encoded(two.latents[[1, 1]], two.states[[1, 1]], torch.tensor([0.0, 1.0]))
@@ -76,7 +87,7 @@ FORMER_LOSSES = [1.1456257, 1.1298971, 1.1639827, 1.1406515, 1.1023339, 1.146105
 
 
 def test_stickers_train_as_ever(backbone, pictures):
-    settings = TrainingSettings(steps=3, rank=2, batch_size=5, backbone_share=0.4, strength=0.3, seed=2)
+    settings = TrainingSettings(steps=3, rank=2, batch_size=5, backbone_share=0.4, strength=0.3, subject_steps=0, seed=2)
     weights_of = torch.tensor([1.0, 2.0, 0.5])
     chosen = Encoded(pictures(3, 2).latents, pictures(3, 2).states, weights_of)
     with lora(backbone, 2, 0) as weights:
@@ -103,7 +114,7 @@ def test_batches_are_of_one_shape_and_every_picture_is_drawn_equally_often():
 
 
 def test_pictures_of_several_shapes_train_and_resume_to_the_same_weights(backbone):
-    settings = TrainingSettings(steps=4, rank=2, batch_size=4, seed=1)
+    settings = TrainingSettings(steps=4, rank=2, batch_size=4, subject_steps=1, seed=1)
     subject, chosen, ends = shaped((8, 8), (8, 16)), shaped((16, 8), (8, 8), (8, 16)), []
     for parts in ([(0, 4)], [(0, 2), (2, 4)]):
         with lora(backbone, 2, 0) as weights:
