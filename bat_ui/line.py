@@ -183,8 +183,8 @@ def run_training(
         save_lora(backbone, run.lora)
     clock.lap("training")
     losses = read_json_lines(run.losses)
-    last = losses[-50:]
-    mean = {k: sum(r[k] for r in last) / len(last) for k in ("subject", "backbone") if last and last[0][k] is not None}
+    last = {k: [r[k] for r in losses[-50:] if r[k] is not None] for k in ("subject", "backbone")}
+    mean = {k: sum(values) / len(values) for k, values in last.items() if values}
     pictures = {"subject": len(subject), "backbone": len(chosen) if chosen is not None else 0}
     run.add_to_report(
         "training",

@@ -43,7 +43,7 @@ class TrainingSettings:
     strength: float = (
         1.0  # of the backbone pictures, times the lambda that the selection suggests (1 where it suggests none)
     )
-    subject_steps: int = 80  # steps on the subject alone; after them the backbone pictures come in, more and more
+    subject_steps: int = 80  # on the subject alone, half of the run at most; then backbone pictures come in, more and more
     checkpoint_every: int = 100  # steps
     seed: int = 0
     text_encoder: bool = False  # the text encoder learns, too
@@ -76,7 +76,14 @@ class GenerationSettings:
 
 # What suits Stable Diffusion better than the defaults above, which are the sticker backbone's.
 FOR_PHOTOS = {
-    TrainingSettings: {"steps": 800, "rank": 8, "learning_rate": 1e-4, "batch_size": 4, "subject_steps": 160, "checkpoint_every": 200},
+    TrainingSettings: {
+        "steps": 800,
+        "rank": 8,
+        "learning_rate": 1e-4,
+        "batch_size": 4,
+        "subject_steps": 160,
+        "checkpoint_every": 200,
+    },
     ValidationSettings: {"validation_steps": 20},
     GenerationSettings: {"guidance": 7.0, "num_images": 4},
 }

@@ -92,7 +92,8 @@ def train(
 
 def strength_at(step: int, settings: TrainingSettings) -> float:
     """What the mean loss of the backbone pictures counts at a step, from 1 on (theory.md, When)."""
-    return settings.strength * max(1 - settings.subject_steps / step, 0.0)
+    alone = min(settings.subject_steps, settings.steps / 2)  # a short run would never see them
+    return settings.strength * max(1 - alone / step, 0.0)
 
 
 def _draw_subject(subject: Encoded, count: int, rng: torch.Generator) -> Encoded:
