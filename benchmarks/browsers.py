@@ -18,8 +18,10 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import record
 from gradio_client import Client
 from httpx import AsyncClient, Limits
@@ -45,17 +47,17 @@ def main() -> None:
 
 
 def measure(address: str, quick: bool, browsers: int, seconds: float):
-    """Paces alone, pace while watched, and seconds of answers, of openings, of Chromium's answers."""
+    """Paces alone, pace while watched, seconds of answers, of openings, of Chromium's answers, and cores in use."""
     client = Client(address, verbose=False)
     project = begin_training(client, quick)
     try:
         pace_of(client, project, seconds / 4)  # the first steps are slower
         alone = [pace_of(client, project, seconds)]
-        answers, opened, chromium, watched = asyncio.run(watch(client, address, project, browsers, seconds))
+        answers, opened, chromium, watched, cores = asyncio.run(watch(client, address, project, browsers, seconds))
         alone.append(pace_of(client, project, seconds))
     finally:
         client.predict(project, "001", api_name="/stop_training_now")
-    return alone, watched, answers, opened, chromium
+    return alone, watched, answers, opened, chromium, cores
 
 
 def begin_training(client: Client, quick: bool) -> str:
@@ -98,16 +100,31 @@ async def watch(client: Client, address: str, project: str, browsers: int, secon
         opened.append(time.monotonic() - began)
         await page.evaluate("performance.setResourceTimingBufferSize(100000); performance.clearResourceTimings()")
         first, began = await asyncio.to_thread(step_of, client, project)
-        until = time.monotonic() + seconds
+        until, spent = time.monotonic() + seconds, processor_seconds()
         await asyncio.gather(*(session.look(until) for session in sessions), asyncio.sleep(seconds))
         last, ended = await asyncio.to_thread(step_of, client, project)
+        cores = {name: (used - spent[name]) / (ended - began) for name, used in processor_seconds().items()}
         asked = "performance.getEntriesByType('resource').filter(r => /heartbeat|\\/run\\//.test(r.name))"
         own = await page.evaluate(f"{asked}.map(r => r.duration / 1000)")
         await chromium.close()
     answers = [answer for session in sessions for answer in session.answers]
     for session in sessions:
         await session.http.aclose()
-    return answers, opened, own, (last - first) / (ended - began)
+    return answers, opened, own, (last - first) / (ended - began), cores
+
+
+def processor_seconds() -> dict[str, float]:
+    """What the server, its training and the browsers (with Chromium) have had of the processors so far."""
+    own = psutil.Process()
+    below = own.children(recursive=True)
+    page = next(p for p in own.children() if "app.py" in p.cmdline())
+    jobs = {p.pid for p in page.children(recursive=True)}
+    found = {"server": 0.0, "training": 0.0, "browsers": 0.0}
+    for process in (own, *below):
+        part = "server" if process == page else "training" if process.pid in jobs else "browsers"
+        with suppress(psutil.NoSuchProcess):
+            found[part] += sum(process.cpu_times()[:2])
+    return found
 
 
 class Session:
@@ -179,7 +196,7 @@ def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(int(part * len(values)), len(values) - 1)]
 
 
-def report(quick, browsers, seconds, alone, watched, answers, opened, chromium) -> None:
+def report(quick, browsers, seconds, alone, watched, answers, opened, chromium, cores) -> None:
     everything = [*answers, *chromium]
     pace = sum(alone) / len(alone)
     headline = {
@@ -195,6 +212,7 @@ def report(quick, browsers, seconds, alone, watched, answers, opened, chromium) 
         "opening_p50_max": [round(percentile(opened, part), 3) for part in (0.5, 1.0)],
         "steps_a_second_alone": [round(value, 3) for value in alone],
         "steps_a_second_watched": round(watched, 3),
+        "cores": {name: round(value, 3) for name, value in cores.items()},
         **headline,
     }
     if quick:
@@ -213,7 +231,8 @@ def report(quick, browsers, seconds, alone, watched, answers, opened, chromium) 
 {len(everything):,} answers in {seconds:.0f} s: half within {p50:.2f} s, 99% within {p99:.2f} s, the slowest {most:.2f} s;
 those to Chromium 95% within {figures["chromium_p95"]:.2f} s. Opening the page, all {browsers} at once: half within
 {middle:.1f} s, the slowest {slowest:.1f} s. Steps a second: {alone[0]:.2f} and {alone[1]:.2f} alone, before and after;
-{watched:.2f} watched. Browsers, server and training share the machine.
+{watched:.2f} watched. All share the machine: of its cores the browsers had {cores["browsers"]:.2f}, the server
+{cores["server"]:.2f} and the training {cores["training"]:.2f}.
 """
     record.write("browsers", figures, text, headline)
     if headline["latency_p95_seconds"] >= LATENCY or headline["training_speed_kept"] < SPEED:
