@@ -67,15 +67,18 @@ class LowRank:
 
 class Picks:
     """The books of a greedy pass over the candidates in play, forced or allowed, by their place in `places`: forced
-    ones first, then allowed ones, each once, at most limit."""
+    ones first, then allowed ones, among these `last` ones last, each once, at most limit."""
 
-    def __init__(self, count: int, allowed: Tensor | None, forced: Tensor | None, limit: int | None) -> None:
+    def __init__(
+        self, count: int, allowed: Tensor | None, forced: Tensor | None, limit: int | None, last: Tensor | None = None
+    ) -> None:
         allowed = torch.ones(count, dtype=torch.bool) if allowed is None else allowed.cpu()
         forced = torch.zeros(count, dtype=torch.bool) if forced is None else forced.cpu()
         self.places = (forced | allowed).nonzero()[:, 0]
         forced = forced[self.places]
+        last = torch.zeros_like(forced) if last is None else last.cpu()[self.places]
         self.order: list[int] = []
-        self.rounds = [forced, ~forced]
+        self.rounds = [forced, ~forced & ~last, ~forced & last]
         self.limit = len(forced) if limit is None else min(limit, len(forced))
 
     def ranked(self) -> Tensor:
@@ -111,6 +114,7 @@ def rank_by_benefit(
     weight: float | Tensor = 1.0,
     allowed: Tensor | None = None,
     forced: Tensor | None = None,
+    last: Tensor | None = None,
     limit: int | None = None,
     fine: int = FINE,
     pool: int = POOL,
@@ -118,12 +122,13 @@ def rank_by_benefit(
     """Greedy ranking by the fall of tr(Q M_S), M_S = (C^-1 + sum_S w H_c / sigma^2)^-1.
 
     curvature (n, r, k) with H_c = sum_r u u'; risk (l, k) with Q = L'L; adaptation (a, k); weight w of an image beside
-    one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, at
-    most limit in all. The first `fine` picks are greedy one by one among the `pool` best, chosen anew every 4 to 16 picks
-    (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and from 256 on the best m.
+    one adaptation image, the same for all or (n,). forced (n,) booleans are ranked first, then allowed (n,) ones, of these
+    `last` (n,) ones after the others, at most limit in all. The first `fine` picks are greedy one by one among the `pool`
+    best, chosen anew every 4 to 16 picks (pool >= n is plain greedy); then the best m / 5 images are taken at a time, and
+    from 256 on the best m.
     The errors are exact for the order either way. Cost O(n r (k + l)) a pick in large products, memory O(n r (k + l)).
     """
-    picks = Picks(len(curvature), allowed, forced, limit)
+    picks = Picks(len(curvature), allowed, forced, limit, last)
     weights = torch.as_tensor(weight, dtype=curvature.dtype, device=curvature.device).expand(len(curvature))
     rows = curvature[picks.places] * weights[picks.places].sqrt()[:, None, None]
     count, rank, size = rows.shape

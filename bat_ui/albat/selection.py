@@ -23,7 +23,6 @@ from bat_ui.errors import UserError
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit")  # each group counts as much as it helps; elsewhere all images count the same
 FEWEST, MANY = 40, 100  # bounds of the default number; images are ranked by the weights that FEWEST of them have
-LAST = 1e-6  # of their weight have harmful groups where they are ranked: they come after all others
 
 
 @dataclass(frozen=True)
@@ -286,12 +285,11 @@ def _rank(
         weight = s.curvature.new_zeros(len(s.ids))
         few = max(len(open_ones) / FEWEST, 1.0)
         weight[open_ones] = (few * len(s.adaptation_curvature) * shares.of(open_ones)).to(weight)
-        if rule == "albat":
-            harmful = [label for label, verdict in a.verdicts(rule).items() if verdict == HARMFUL]
-            weight[torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype))] *= LAST
+        harmful = [label for label, verdict in a.verdicts(rule).items() if verdict == HARMFUL and rule == "albat"]
+        last = torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype))
         return rank_by_benefit(
             s.curvature, risk_of(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
-            forced=first, limit=limit,
+            forced=first, last=last, limit=limit,
         )  # fmt: skip
     if rule == "without_benefit":
         score = torch.rand(len(s.ids), generator=torch.Generator().manual_seed(seed))

@@ -89,6 +89,16 @@ def test_forced_images_come_first_excluded_ones_never_and_the_rest_is_nested():
     assert len(part.errors) == 13
 
 
+def test_last_images_come_when_the_others_are_taken_as_if_these_had_been_forced():
+    curvature, risk, adaptation = problem(count=40)
+    last = torch.arange(40) < 15
+    options = {"noise": NOISE, "ridge": RIDGE, "fine": 40, "pool": 40}
+    both = rank_by_benefit(curvature, risk, adaptation, last=last, **options).order
+    assert torch.equal(both[:25], rank_by_benefit(curvature, risk, adaptation, allowed=~last, **options).order)
+    rest = rank_by_benefit(curvature, risk, torch.cat([adaptation, curvature[~last].flatten(0, 1)]), allowed=last, **options)
+    assert torch.equal(both[25:], rest.order)
+
+
 def test_the_error_curve_is_variance_and_bias_by_dense_inverses_for_the_weights_of_each_size():
     curvature, risk, adaptation = problem(count=8)
     groups, lam = torch.tensor([0, 1] * 4), {0: 0.2, 1: 0.0}
