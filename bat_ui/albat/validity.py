@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bat_ui.albat.evidence import Likelihood, Observed, Posterior, likelihood, noise_scale, observe, posterior
+from bat_ui.albat.evidence import Likelihood, Observed, Posterior, disagreements, likelihood, noise_scale, observe, posterior
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
 TOLERANCE = 0.05  # largest disagreement of a valid group by default, as a part of the prior variance 1 / delta
@@ -103,11 +103,11 @@ def group_disagreement(
     observed = observe([gradients[m].sum(0) for m in members], [curvature[m] for m in members])
     found = likelihood(observed, Posterior(observed, adaptation)(ridge))
     estimate = noise is None
-    noise = noise_scale(found) if estimate else noise
+    noise = noise_scale(found, disagreements(observed)) if estimate else noise
     lam = found.maximise(noise)
     for _ in range(rounds - 1 if len(labels) > 1 else 0):
         found, lam = _refit(observed, lam, posterior(adaptation, ridge), noise)
-        noise = noise_scale(found) if estimate else noise
+        noise = noise_scale(found, disagreements(observed)) if estimate else noise
     peak = found.maximise(noise)
     low, high = found.interval(noise, peak)
     evidence = found(peak, noise) - found(torch.zeros_like(peak), noise)

@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from bat_ui.albat.selection import METHOD
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
@@ -311,7 +312,7 @@ def selection_of(settings: EvaluationSettings) -> str:
     """Digest of what changes the rules of sketches alone."""
     selection = {k: v for k, v in asdict(settings.selection).items() if k not in ("rule", "num_backbone", "seed", "store")}
     training = settings.training
-    fixed = [RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP, CLASS_LIKE]
+    fixed = [METHOD, RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP, CLASS_LIKE]
     return _digest([selection, training.rank, training.learning_rate, training.batch_size, settings.given, fixed])
 
 
