@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from bat_ui.albat.evidence import Judge, Posterior, estimate_scales, likelihood, observe, posterior, spectrum
+from bat_ui.albat.evidence import (
+    Judge,
+    Posterior,
+    disagreements,
+    estimate_scales,
+    likelihood,
+    noise_scale,
+    observe,
+    posterior,
+    spectrum,
+)
 from bat_ui.albat.validity import HARMFUL, UNKNOWN, VALID, cluster, group_disagreement
 
 
@@ -188,3 +198,21 @@ def test_clusters_find_separate_blobs_and_repeat_with_their_seed():
     pairs = {(a, b) for a, b in zip(truth.tolist(), labels.tolist())}
     assert len(pairs) == 4
     assert len(torch.unique(cluster(vectors[:3], 8, seed=0))) <= 3
+
+
+@pytest.mark.parametrize("size", [5, 10, 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_noise_scale_hardly_depends_on_the_grouping(size, seed):
+    """Groups that disagree as much as the prior allows: with each one's likeliest lam the noise comes out at 0.002 to 0.6."""
+    rng = torch.Generator().manual_seed(seed)
+    count, width, noise, reach = 200, 96, 0.01, 0.3
+    scales = torch.logspace(0.5, -1.5, width, dtype=torch.float64)
+    subject, images = (torch.randn(n, width, generator=rng, dtype=torch.float64) * scales for n in (6, count))
+    truth, groups = torch.randn(width, generator=rng, dtype=torch.float64) * reach, images.view(-1, size, width)
+    sums = []
+    for group in groups:
+        own = truth + reach * torch.randn(width, generator=rng, dtype=torch.float64)
+        sums.append(group.T @ (group @ own + noise**0.5 * torch.randn(size, generator=rng, dtype=torch.float64)))
+    observed = observe(sums, list(groups))
+    found = noise_scale(likelihood(observed, Posterior(observed, subject)(noise / reach**2)), disagreements(observed))
+    assert noise / 5 < found < noise * 5
