@@ -203,7 +203,7 @@ def test_clusters_find_separate_blobs_and_repeat_with_their_seed():
 @pytest.mark.parametrize("size", [5, 10, 20])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_noise_scale_hardly_depends_on_the_grouping(size, seed):
-    """Groups that disagree as much as the prior allows: with each one's likeliest lam the noise comes out at 0.002 to 0.6."""
+    """Groups disagree as much as the prior allows: with each one's likeliest lam the noise comes out at 0.002 to 0.6."""
     rng = torch.Generator().manual_seed(seed)
     count, width, noise, reach = 200, 96, 0.01, 0.3
     scales = torch.logspace(0.5, -1.5, width, dtype=torch.float64)
