@@ -206,7 +206,7 @@ def error_curve(
     straight lines.
     """
     total, size = len(curvature), curvature.shape[-1]
-    adapt = adaptation.reshape(-1, size)
+    curvature, risk, adapt = curvature.double(), risk.double(), adaptation.reshape(-1, size).double()
     at = sorted({0, 1, total, *(round(total ** (i / sizes)) for i in range(1, sizes))} & {*range(total + 1)})
     values = []
     for count in at:

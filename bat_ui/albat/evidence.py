@@ -172,12 +172,12 @@ def noise_scale(groups: Likelihood, lam: Tensor) -> float:
     away: on the same gradients sigma^2 then fell by up to a factor of 200 from one grouping to another.
     """
     sizes = groups.squares.sum(1)[groups.ranks > 0] / groups.ranks[groups.ranks > 0]
-    low, high = math.log(1e-6 * sizes.min()), math.log(2 * sizes.max())
-    for _ in range(4):
-        exponents = torch.linspace(low, high, 25, dtype=torch.float64).tolist()
-        best = max(exponents, key=lambda x: float(groups.integrated(lam, math.exp(x)).sum()))
-        step = exponents[1] - exponents[0]
-        low, high = best - step, best + step
+    exponents = torch.linspace(math.log(1e-6 * sizes.min()), math.log(2 * sizes.max()), 25, dtype=torch.float64)
+    step = float(exponents[1] - exponents[0])
+    for _ in range(11):  # down to a millionth
+        best = max(exponents.tolist(), key=lambda x: float(groups.integrated(lam, math.exp(x)).sum()))
+        step /= 4
+        exponents = best + step * torch.arange(-4, 5, dtype=torch.float64)
     return math.exp(best)
 
 
