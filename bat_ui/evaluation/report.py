@@ -44,12 +44,13 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
-    """The rows of one split under the configuration, and for each rule the setting, of which it has most."""
-    rows = [r for r in rows if r["split"] == split]
-    rows = _most(rows, lambda r: (r["config"], r["variant"]))
+    """The rows of one split under the configuration, and for each rule the sketches, that were measured last; and of what
+    remains of a rule, the number and strength of which there is most."""
+    rows = _latest([r for r in rows if r["split"] == split and not r["variant"]], lambda r: r["config"])
     kept = []
     for rule in ALL_RULES:
-        kept += _most([r for r in rows if r["rule"] == rule], lambda r: (r["number"], r["strength"], r["selection"]))
+        found = _latest([r for r in rows if r["rule"] == rule], lambda r: r["selection"])
+        kept += _most(found, lambda r: (r["number"], r["strength"]))
     return kept
 
 
@@ -402,6 +403,11 @@ def _mean(values: Values) -> float:
 
 def _order(row: dict) -> float:
     return row["heldout_loss"] if row["heldout_loss"] is not None else -row["step"]
+
+
+def _latest(rows: Sequence[dict], key: Callable[[dict], object]) -> list[dict]:
+    """The rows that have the last row's key."""
+    return [r for r in rows if key(r) == key(rows[-1])]
 
 
 def _most(rows: list[dict], key: Callable[[dict], tuple]) -> list[dict]:

@@ -52,3 +52,10 @@ def test_the_table_shows_one_setting_a_rule_and_never_the_tuning_subjects():
     rows = [row("a", s, 1, 0.5, number=n) for s, n in ((0, 40), (1, 40), (0, 10))] + [row("t", 0, 1, 0.1, split="tuning")]
     kept = report.main_rows(rows)
     assert [(r["subject"], r["number"]) for r in kept] == [("a", 40), ("a", 40)]
+
+
+def test_the_table_shows_the_method_that_was_measured_last_however_few_its_rows():
+    before, now = row("a", 0, 1, 0.5) | {"config": "old"}, row("b", 0, 1, 0.4) | {"config": "new"}
+    assert report.main_rows([before, before | {"seed": 1}, now, now | {"variant": "study", "config": "other"}]) == [now]
+    sketched = [now | {"rule": "albat", "selection": s, "seed": i} for i, s in enumerate(("first", "first", "second"))]
+    assert report.main_rows([*sketched, now]) == [now, sketched[2]]
