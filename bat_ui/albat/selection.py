@@ -34,8 +34,8 @@ class Sketches:
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
     risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: of all candidates.
-    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for the prior's
-        strength (it is also read off the groups, so these may be missing).
+    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for gradient_cosine
+        where there are no judges; the scales no longer rest on them (theory.md, Proposition 1).
     judges (f, d, k): left-out subject images at each fold's surrogate, SUMMED over the fold's images, in d draws that
         are independent of the candidates'. judge_curvature (f, s, k): vectors of their summed curvature.
     fold_gradients (f, n, k): the candidates at each fold's surrogate.
@@ -143,14 +143,13 @@ def assess(sketches: Sketches) -> Assessment:
             raise UserError("Some sketches are not finite numbers: train the surrogate with a smaller learning rate.")
     members = [s.groups == label for label in torch.unique(s.groups)]
     pool = observe([s.gradients[m].sum(0) for m in members], [s.curvature[m] for m in members])
-    starts = observe([s.start_gradients.sum(0)], [s.start_curvature]) if len(s.start_gradients) else None
     judges = [
         # A fold's surrogate saw the other folds' images; their curvature is at hand from their own surrogates.
         Judge(observe([s.judges[f].mean(0)], [c]), torch.cat([s.judge_curvature[:f], s.judge_curvature[f + 1 :]]))
         for f, c in enumerate(s.judge_curvature)
         if len(s.judge_curvature) > 1
     ]
-    _, ridge = estimate_scales(pool, s.adaptation_curvature, starts, judges)
+    _, ridge = estimate_scales(pool, s.adaptation_curvature, judges=judges)
     return _judge(s, ridge)
 
 
