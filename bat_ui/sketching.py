@@ -75,7 +75,6 @@ def sketch_candidates(
         adapted.curvature.cpu(),
         risk=curvature[:CLASS_LIKE].flatten(0, 1) / min(CLASS_LIKE, len(ids)) ** 0.5,
         start_gradients=start.gradients.cpu(),
-        start_curvature=start.curvature.cpu(),
         **judged,
     )
 

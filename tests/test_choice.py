@@ -36,7 +36,6 @@ def made(tmp_path):
         curvature,
         subject,
         start_gradients=torch.randn(3, 16, generator=rng),
-        start_curvature=torch.randn(3, 2, 16, generator=rng),
     )
     save_sketches(sketches, tmp_path / "sketches.safetensors")
     rows = tuple(Candidate(i, f"picture {i}", 0.5) for i in ids)

@@ -189,21 +189,17 @@ class Judge:
     rest: Tensor
 
 
-def estimate_scales(
-    pool: Observed, adaptation: Tensor, starts: Observed | None = None, judges: Sequence[Judge] = ()
-) -> tuple[float, float]:
+def estimate_scales(pool: Observed, adaptation: Tensor, judges: Sequence[Judge] = ()) -> tuple[float, float]:
     """(sigma^2, ridge = delta sigma^2) by maximum marginal likelihood (theory.md, Words: C).
 
     pool: the candidates' groups at the surrogate, each one's lam integrated out; adaptation (..., k): curvature vectors
-    there. starts: subject images where the prior is centred (the untrained adapter), so C = 0 and lam = 1 / ridge.
-    judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. Both may be absent:
+    there. judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. There may be none:
     the groups that agree best already show how far the truth lies in directions that the subject's images leave open.
     The ridge is the best of a grid of half decades, refined once to fifths of a decade, and at most the adaptation's
     largest curvature: training moves at least the direction that the subject's images determine best.
     """
     largest = spectrum(adaptation)[1].max().item()
     seen, lam = Posterior(pool, adaptation), disagreements(pool)
-    begun = likelihood(starts) if starts is not None else None
     left_out = [(judge.observed, Posterior(judge.observed, judge.rest)) for judge in judges]
 
     def score(exponent: float) -> tuple[float, float, float]:
@@ -211,8 +207,6 @@ def estimate_scales(
         found = likelihood(pool, seen(ridge))
         noise = noise_scale(found, lam)
         total = found.integrated(lam, noise).sum().item()
-        if begun is not None:
-            total += begun(torch.full_like(begun.constants, 1 / ridge), noise).sum().item()
         for observed, inner in left_out:
             at = likelihood(observed, inner(ridge))
             total += at(torch.zeros_like(at.constants), noise).sum().item()

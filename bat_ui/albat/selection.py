@@ -34,8 +34,7 @@ class Sketches:
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
     risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: of all candidates.
-    start_gradients (a, k), start_curvature (a, r, k): the subject images at the untrained adapter, for gradient_cosine
-        where there are no judges; the scales no longer rest on them (theory.md, Proposition 1).
+    start_gradients (a, k): the subject images at the untrained adapter, for gradient_cosine where there are no judges.
     judges (f, d, k): left-out subject images at each fold's surrogate, SUMMED over the fold's images, in d draws that
         are independent of the candidates'. judge_curvature (f, s, k): vectors of their summed curvature.
     fold_gradients (f, n, k): the candidates at each fold's surrogate.
@@ -50,7 +49,6 @@ class Sketches:
     adaptation_curvature: Tensor
     risk: Tensor
     start_gradients: Tensor
-    start_curvature: Tensor
     judges: Tensor
     judge_curvature: Tensor
     fold_gradients: Tensor
@@ -81,7 +79,6 @@ def make_sketches(
     empty = {
         "risk": (0, size),
         "start_gradients": (0, size),
-        "start_curvature": (0, 1, size),
         "judges": (0, 0, size),
         "judge_curvature": (0, 0, size),
         "fold_gradients": (0, len(ids), size),
@@ -149,7 +146,7 @@ def assess(sketches: Sketches) -> Assessment:
         for f, c in enumerate(s.judge_curvature)
         if len(s.judge_curvature) > 1
     ]
-    _, ridge = estimate_scales(pool, s.adaptation_curvature, judges=judges)
+    _, ridge = estimate_scales(pool, s.adaptation_curvature, judges)
     return _judge(s, ridge)
 
 

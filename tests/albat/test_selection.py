@@ -28,7 +28,7 @@ def made():
     y = (x * (truth + 2 * away * (groups == 1)[:, None])).sum(1) + 0.3 * torch.randn(102, generator=g)
     return make_sketches(
         tuple(f"image {i}" for i in range(102)), groups, x * (x @ fit(seen, wanted) - y)[:, None], x[:, None],
-        seen[:, None], risk=torch.eye(10), start_gradients=-seen * wanted[:, None], start_curvature=seen[:, None],
+        seen[:, None], risk=torch.eye(10), start_gradients=-seen * wanted[:, None],
         judges=(seen * ((seen * folds).sum(1) - wanted)[:, None])[:, None], judge_curvature=seen[:, None],
         fold_gradients=torch.stack([x * (x @ f - y)[:, None] for f in folds]),
     )  # fmt: skip
