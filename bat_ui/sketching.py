@@ -50,16 +50,14 @@ def sketch_candidates(
     with lora(backbone, training.rank, settings.seed) as weights:
         projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
 
-        def sketch_subject() -> BatchSketch:
+        def sketch_subject(vectors: int) -> BatchSketch:
             draw = backbone.draw(SUBJECT_DRAWS, step_generator(settings.seed, -SUBJECT_STREAM))
-            return sketch_images(
-                backbone, subject, subject_keys, draw, projection, SUBJECT_VECTORS, "gauss_newton", settings.seed
-            )
+            return sketch_images(backbone, subject, subject_keys, draw, projection, vectors, "gauss_newton", settings.seed)
 
-        start = sketch_subject()
+        start = sketch_subject(0)
         for step in train(backbone, weights, new_optimizer(weights, training), subject, None, training):
             progress("Training the surrogate", step.number, training.steps)
-        adapted = sketch_subject()
+        adapted = sketch_subject(SUBJECT_VECTORS)
         gradients, curvature = _sketch_all(
             backbone, ids, candidates, projection, 1, settings, "Sketching backbone pictures", progress
         )

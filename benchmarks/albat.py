@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import psutil
 import record
 import torch
 
@@ -26,6 +27,7 @@ from bat_ui.albat.selection import Sketches, assess, make_sketches, select
 from bat_ui.albat.sketch import lora_layers, make_projection
 from bat_ui.backbones import load_backbone
 from bat_ui.backbones.encoded import Encoded
+from bat_ui.hardware import peak_memory as peak_of_process
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.sketching import BATCH_ROWS, CLASS_LIKE, sketch_images
@@ -139,15 +141,9 @@ def measure_memory(variant: str) -> None:
         else:
             gc.collect()
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading may have taken more than the pass
-            before = resident("VmRSS")
+            before = psutil.Process().memory_info().rss
             bench.run(variant)
-            print(resident("VmHWM") - before)
-
-
-def resident(field: str) -> float:
-    """MiB that this process has in memory now (VmRSS) or had at most (VmHWM), from Linux' own account."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+            print((peak_of_process()["ram"] - before) / 2**20)
 
 
 def random_sketches(count: int, size: int, folds: int) -> Sketches:

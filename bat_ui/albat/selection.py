@@ -282,8 +282,8 @@ def _rank(
         weight = s.curvature.new_zeros(len(s.ids))
         few = max(len(open_ones) / FEWEST, 1.0)
         weight[open_ones] = (few * len(s.adaptation_curvature) * shares.of(open_ones)).to(weight)
-        harmful = [label for label, verdict in a.verdicts(rule).items() if verdict == HARMFUL and rule == "albat"]
-        last = torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype))
+        harmful = [label for label, verdict in a.verdicts(rule).items() if verdict == HARMFUL]
+        last = torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype)) if rule == "albat" else None
         return rank_by_benefit(
             s.curvature, risk_of(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
             forced=first, last=last, limit=limit,

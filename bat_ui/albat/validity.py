@@ -102,12 +102,12 @@ def group_disagreement(
     members = [groups == label for label in labels]
     observed = observe([gradients[m].sum(0) for m in members], [curvature[m] for m in members])
     found = likelihood(observed, Posterior(observed, adaptation)(ridge))
-    estimate = noise is None
-    noise = noise_scale(found, disagreements(observed)) if estimate else noise
+    estimate, spread = noise is None, disagreements(observed)
+    noise = noise_scale(found, spread) if estimate else noise
     lam = found.maximise(noise)
     for _ in range(rounds - 1 if len(labels) > 1 else 0):
         found, lam = _refit(observed, lam, posterior(adaptation, ridge), noise)
-        noise = noise_scale(found, disagreements(observed)) if estimate else noise
+        noise = noise_scale(found, spread) if estimate else noise
     peak = found.maximise(noise)
     low, high = found.interval(noise, peak)
     evidence = found(peak, noise) - found(torch.zeros_like(peak), noise)
