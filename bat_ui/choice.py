@@ -63,7 +63,8 @@ class Candidate:
 class Choice:
     """All candidates, ranked ones first. `errors` is the predicted-error curve relative to no picture, `knee` its default,
     `groups` the verdicts with their evidence, `strength` the lambda that the rule suggests (1 where it suggests none),
-    `dropped` and `kept` what the user changed by hand, `store` what the store says of itself (StoreInfo.summary), with its
+    `subject_steps` how long the surrogate was trained on the subject alone and so should the run be (None: the rule has none),
+    `left_out` the losses of left-out pictures that say so, by step, `dropped` and `kept` what the user changed by hand, `store` what the store says of itself (StoreInfo.summary), with its
     `place` unless it is the backbone's own."""
 
     rule: str
@@ -73,6 +74,8 @@ class Choice:
     knee: int | None = None
     groups: tuple[dict, ...] = ()
     strength: float = 1.0
+    subject_steps: int | None = None
+    left_out: tuple[dict, ...] = ()
     dropped: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     store: dict = field(default_factory=dict)

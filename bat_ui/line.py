@@ -26,6 +26,7 @@ from bat_ui.errors import UserError
 from bat_ui.files import keep_json_lines, read_json_lines, remove_drafts, write_json
 from bat_ui.generation import contact_sheet, generate
 from bat_ui.hardware import peak_memory
+from bat_ui.left_out import left_out_losses, surrogate_steps
 from bat_ui.project import Progress, Project, Run
 from bat_ui.samples import STEP
 from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
@@ -87,7 +88,8 @@ def select(
 ) -> Choice:
     """Choose backbone pictures by `settings.rule` and save selection.json, with the sketches where ALBAT made some.
 
-    The surrogate is trained as the final run will be, for `settings.surrogate_steps`.  What a person added to the last
+    The surrogate is trained as the final run will be on the subject alone: for `settings.surrogate_steps`, or until left-out
+    pictures show that it would learn the subject's by heart, and so will the run.  What a person added to the last
     choice is looked at by ALBAT, too, and kept as it is by the other rules.  Raises UserError for an unknown rule, a
     missing subject, or a store that is missing or was made with another CLIP model.
     """
@@ -143,7 +145,8 @@ def run_training(
     prepared = Subject.load(run.subject)
     subject = encode_subject(backbone, prepared, bucketed=backbone.photos)
     choice = Choice.load(run.choice)
-    suggested = replace(settings, strength=settings.strength * choice.strength)
+    alone = choice.subject_steps if settings.subject_steps is None else settings.subject_steps
+    suggested = replace(settings, strength=settings.strength * choice.strength, subject_steps=alone)
     chosen = encode_chosen(backbone, run, choice, progress)
     clock.lap("encoding")
     together.wait()  # until all have looked for a checkpoint
@@ -191,6 +194,7 @@ def run_training(
         {
             "settings": settings,
             "lambda": suggested.strength if pictures["backbone"] else None,
+            "steps_alone": suggested.steps_alone if pictures["backbone"] else None,
             "pictures": pictures | {"backbone_by_origin": counts(choice)},
             "steps": losses[-1]["step"] if losses else 0,
             "loss_of_last_50_steps": mean,
@@ -334,17 +338,13 @@ def _choose_by_albat(project, backbone, store, subject, settings, training, prog
     vectors = torch.cat([found.vectors, backbone.clip.embed_images(added)]) if further else found.vectors
     similarity = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
     candidates = backbone.encode(store.pictures(found.ids) + added, captions)
-    surrogate = replace(training, steps=settings.surrogate_steps)
-    sketches = sketch_candidates(
-        backbone,
-        ids,
-        vectors,
-        candidates,
-        encode_subject(backbone, subject),
-        settings,
-        surrogate,
-        progress,
-    )
+    pictures, found_out = encode_subject(backbone, subject), None
+    if settings.surrogate_steps is None:
+        found_out = left_out_losses(backbone, pictures, training, progress)
+        clock.lap("left_out")
+    alone = surrogate_steps(settings, training, found_out)
+    surrogate = training.subject_alone(alone)
+    sketches = sketch_candidates(backbone, ids, vectors, candidates, pictures, settings, surrogate, progress)
     clock.lap("surrogate_and_sketches")
     progress("Checking validity and ranking", 0, 1)
     save_sketches(sketches, project.sketches)
@@ -354,7 +354,8 @@ def _choose_by_albat(project, backbone, store, subject, settings, training, prog
     rows = tuple(
         Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
     )
-    choice = Choice("albat", rows, settings.num_backbone, groups=groups)
+    losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.losses)) if found_out else ()
+    choice = Choice("albat", rows, settings.num_backbone, groups=groups, subject_steps=alone, left_out=losses)
     choice = apply_selection(choice, sketches, assessment)
     clock.lap("ranking")
     return choice

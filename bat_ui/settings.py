@@ -6,7 +6,7 @@ comment are the only place where a setting is described.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 Settings = TypeVar("Settings")
@@ -24,7 +24,7 @@ class SelectionSettings:
     rule: str = "albat"  # one of RULES
     num_backbone: int | None = None  # pictures to take; None: as many as the predicted-error curve suggests
     shortlist: int = 400  # candidates that are sketched
-    surrogate_steps: int = 80  # length of the surrogate's training on the subject alone
+    surrogate_steps: int | None = None  # of training on the subject alone; None: until it would learn by heart
     draws: int = 4  # timesteps and noises for each sketch
     sketch_size: int = 1024  # numbers that a LoRA gradient is projected to
     seed: int = 0
@@ -43,7 +43,7 @@ class TrainingSettings:
     strength: float = (
         1.0  # of the backbone pictures, times the lambda that the selection suggests (1 where it suggests none)
     )
-    subject_steps: int = 80  # on the subject alone, half of the run at most; then backbone pictures come in, more and more
+    subject_steps: int | None = None  # before backbone pictures come in; None: as many as the selection found out
     checkpoint_every: int = 100  # steps
     seed: int = 0
     text_encoder: bool = False  # the text encoder learns, too
@@ -52,6 +52,15 @@ class TrainingSettings:
     def from_backbone(self) -> int:
         """Pictures of a batch that are backbone pictures, if there are any; the others are the subject's, at least one."""
         return round(self.batch_size * self.backbone_share)
+
+    @property
+    def steps_alone(self) -> float:
+        """Steps on the subject alone: a fifth of the run where nobody said or found out, and half of it at most."""
+        return min(self.steps / 5 if self.subject_steps is None else self.subject_steps, self.steps / 2)
+
+    def subject_alone(self, steps: int) -> TrainingSettings:
+        """The run's first `steps`, in which the subject has its part of each batch and nothing else is there."""
+        return replace(self, steps=steps, batch_size=max(self.batch_size - self.from_backbone, 1))
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,6 @@ FOR_PHOTOS = {
         "rank": 8,
         "learning_rate": 1e-4,
         "batch_size": 4,
-        "subject_steps": 160,
         "checkpoint_every": 200,
     },
     ValidationSettings: {"validation_steps": 20},

@@ -66,7 +66,7 @@ def settings_of(args: Namespace) -> EvaluationSettings:
         variant=args.variant,
         tuning=args.tune,
         selection=selection,
-        training=TrainingSettings(**_named(TrainingSettings, args)),
+        training=replace(EvaluationSettings.training, **_named(TrainingSettings, args)),
     )
     if args.quick:
         settings = replace(settings, **QUICK, selection=replace(selection, **QUICK_SELECTION))

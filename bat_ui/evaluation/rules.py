@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from zlib import crc32
@@ -28,8 +28,9 @@ from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import load_sketches, save_sketches
 from bat_ui.errors import UserError
 from bat_ui.evaluation.subjects import Case
-from bat_ui.files import replacing, write_json
+from bat_ui.files import read_json, replacing, write_json
 from bat_ui.generation import generate
+from bat_ui.left_out import LeftOut, left_out_losses, surrogate_steps
 from bat_ui.line import encode_subject, find_candidates
 from bat_ui.project import Progress
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
@@ -43,6 +44,7 @@ SKETCHED = {
     "cross_fit": ("cross_fit", {}),
     "albat_without_validity": ("without_validity", {}),
     "albat_without_benefit": ("without_benefit", {}),
+    "albat_without_when": ("albat", {}),
     "albat_strict": ("albat", {"strict": True}),
     "albat_weighted": ("albat", {"weighted": True}),
     "cross_fit_shared": ("cross_fit", {}),
@@ -52,6 +54,7 @@ SKETCHED = {
     "truth_dot": ("gradient_dot", {}),
 }
 SHARED = ("cross_fit_shared", "gradient_dot_shared")  # candidates sketched at the one surrogate of all subject pictures
+FIXED = ("albat_without_when",)  # pictures come in when those of all other rules do, whatever left-out pictures say
 TRUE = ("truth_judges", "truth_dot")  # judged by the held-out members themselves: how far could better judges come?
 FOLDED = ("gradient_cosine", "cross_fit", "gradient_dot", *SHARED)  # judged
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
@@ -69,6 +72,7 @@ RULES = (
     "cross_fit",
     "albat_without_validity",
     "albat_without_benefit",
+    "albat_without_when",
     "oracle",
 )
 ABLATIONS = tuple(rule for rule in SKETCHED if rule not in RULES)
@@ -86,6 +90,7 @@ class Chosen:
     ids: tuple[str, ...]
     seconds: float
     strength: float = 1.0  # what the rule would have the weight lambda multiplied by
+    subject_steps: int | None = None  # when the rule would have them come in; None: when the suite says
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +164,13 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
     else:
         sketches, assessment = pool.candidates, pool.assessment
     found = select(sketches, assessment, name, number, seed=seed, **options)
-    seconds = time.perf_counter() - started + pool.seconds["sketches"] + (pool.seconds["folds"] if folded else 0.0)
+    alone = None if rule in FIXED or folded else pool.subject_steps
+    parts = ("sketches", *(["folds"] if folded else []), *(["left_out"] if alone is not None else []))
+    seconds = time.perf_counter() - started + sum(pool.seconds[part] for part in parts)
     if not found.chosen:
         return Chosen(None, (), seconds)
     images = replace(world.images(found.chosen), weights=torch.from_numpy(found.weights).float())
-    return Chosen(images, found.chosen, seconds, found.strength)
+    return Chosen(images, found.chosen, seconds, found.strength, alone)
 
 
 def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache: Path) -> tuple[list[Image.Image], float]:
@@ -195,7 +202,7 @@ class Pool:
     """Sketches of one case and seed, shared by all rules: the shortlist is the first `count` of `ids`, the rest are EXTRA.
 
     `everything` holds the sketches of all of them, folds included if they were asked for; `truth` the held-out members'
-    `judges` and `judge_curvature`, empty where no truth is known.
+    `judges` and `judge_curvature`, empty where no truth is known; `subject_steps` is the length of the surrogate's run.
     """
 
     everything: Sketches
@@ -203,6 +210,7 @@ class Pool:
     vectors: Tensor
     count: int
     seed: int
+    subject_steps: int
     seconds: dict[str, float]
 
     @cached_property
@@ -269,21 +277,30 @@ def make_pool(
 ) -> Pool:
     """Sketch the shortlist, some pictures of every other rule, and with `folds` the left-out judges; kept in `folder`."""
     settings, backbone = replace(settings, seed=seed), world.backbone
-    training = replace(training, seed=seed, steps=settings.surrogate_steps)
+    training = replace(training, seed=seed)
     found = find_candidates(world.store, backbone, case.given, case.class_prompt, settings)
     extra = dict.fromkeys(i for rule in FROM_STORE for i in ranked_ids(rule, world, case, seed)[:EXTRA])
     ids = (*found.ids, *(i for i in extra if i not in set(found.ids)))
     vectors, images, subject = world.store.vectors_of(ids), world.images(ids), encode_subject(backbone, case.given)
-    main, left_out, clock = folder / "sketches.safetensors", folder / "folds.safetensors", folder / "seconds.json"
-    judging = folder / "truth.safetensors"
+    main, folded, clock = folder / "sketches.safetensors", folder / "folds.safetensors", folder / "seconds.json"
+    judging, turning = folder / "truth.safetensors", folder / "left_out.json"
     folder.mkdir(parents=True, exist_ok=True)
     seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else {}
     # Pictures that only the prediction needs are no part of what a selection costs.
     share = len(found.ids) / len(ids)
+    if settings.surrogate_steps is None and not turning.is_file():
+        began = time.perf_counter()
+        losses = left_out_losses(backbone, subject, training, progress)
+        write_json(turning, asdict(losses) if losses else {})
+        seconds |= {"left_out": time.perf_counter() - began}
+        write_json(clock, seconds)
+    kept = read_json(turning) if settings.surrogate_steps is None else None
+    alone = surrogate_steps(settings, training, LeftOut(**kept) if kept else None)
+    surrogate = training.subject_alone(alone)
     if not main.is_file():
         began = time.perf_counter()
         judges = backbone.encode(case.truths, case.captions) if case.truths else None
-        sketches = sketch_candidates(backbone, ids, vectors, images, subject, settings, training, progress, judges)
+        sketches = sketch_candidates(backbone, ids, vectors, images, subject, settings, surrogate, progress, judges)
         with replacing(judging) as draft:
             save_file(
                 {"judges": sketches.judges, "judge_curvature": sketches.judge_curvature} if judges is not None else {}, draft
@@ -293,16 +310,16 @@ def make_pool(
         write_json(clock, seconds)
     sketches = load_sketches(main)
     if folds:
-        if not left_out.is_file():
+        if not folded.is_file():
             began = time.perf_counter()
-            parts = sketch_folds(backbone, ids, images, subject, settings, training, progress)
-            with replacing(left_out) as draft:
+            parts = sketch_folds(backbone, ids, images, subject, settings, surrogate, progress)
+            with replacing(folded) as draft:
                 save_file(parts, draft)
             seconds |= {"folds": share * (time.perf_counter() - began)}
             write_json(clock, seconds)
-        sketches = replace(sketches, **load_file(left_out))
-    seconds = {"sketches": 0.0, "folds": 0.0} | seconds
-    return Pool(sketches, load_file(judging), vectors, len(found.ids), seed, seconds)
+        sketches = replace(sketches, **load_file(folded))
+    seconds = {"left_out": 0.0, "sketches": 0.0, "folds": 0.0} | seconds
+    return Pool(sketches, load_file(judging), vectors, len(found.ids), seed, alone, seconds)
 
 
 def predict(pool: Pool, ids: Sequence[str], weights: Tensor | None, strength: float) -> dict[str, float | None]:

@@ -76,7 +76,7 @@ class EvaluationSettings:
     variant: str = ""  # a name for a change of the code, to tell its rows from others
     tuning: bool = False  # run the tuning subjects instead of the suite's
     selection: SelectionSettings = field(default_factory=SelectionSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training: TrainingSettings = TrainingSettings(subject_steps=80)  # where a rule does not find out when
 
 
 DEFAULT_NUMBER, DEFAULT_STRENGTH = 40, 1.0
@@ -224,12 +224,15 @@ class Bench:
         chosen = choose(job.rule, job.number, self.world, self.case, self.seed, pool, self.cache)
         strength = DEFAULT_STRENGTH if job.strength is None else job.strength
         training = replace(s.training, seed=self.seed, steps=max(steps), strength=strength * chosen.strength)
+        if chosen.subject_steps is not None:
+            training = replace(training, subject_steps=chosen.subject_steps)
         if job.rule == "none_share":
-            training = replace(training, batch_size=max(training.batch_size - training.from_backbone, 1))
+            training = training.subject_alone(training.steps)
         said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
             said = predict(pool, chosen.ids, None if chosen.images is None else chosen.images.weights, training.strength)
-        common = {"num": 0 if chosen.images is None else len(chosen.images), "lambda": training.strength, **said}
+        num = 0 if chosen.images is None else len(chosen.images)
+        common = {"num": num, "lambda": training.strength, "steps_alone": training.steps_alone if num else None, **said}
         seconds, last = chosen.seconds, time.perf_counter()
         with self._adapter(job, training) as weights:
             for step, losses in self._steps(job, chosen.images, training, weights):

@@ -92,8 +92,7 @@ def train(
 
 def strength_at(step: int, settings: TrainingSettings) -> float:
     """What the mean loss of the backbone pictures counts at a step, from 1 on (theory.md, When)."""
-    alone = min(settings.subject_steps, settings.steps / 2)  # a short run would never see them
-    return settings.strength * max(1 - alone / step, 0.0)
+    return settings.strength * max(1 - settings.steps_alone / step, 0.0)
 
 
 def _draw_subject(subject: Encoded, count: int, rng: torch.Generator) -> Encoded:

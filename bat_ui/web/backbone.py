@@ -80,7 +80,7 @@ def build_backbone_step(shared: Shared) -> Step:
                         label="Candidates", info="Pictures that are looked at closely.", minimum=1, precision=0
                     ),
                     "surrogate_steps": gr.Number(
-                        label="Surrogate steps", info="Of the short first training.", minimum=1, precision=0
+                        label="Surrogate steps", info="0: until your pictures are learned.", minimum=0, precision=0
                     ),
                     "draws": gr.Number(label="Draws", info="Noises for each candidate.", minimum=1, precision=0),
                     "sketch_size": gr.Number(
@@ -132,7 +132,7 @@ def build_backbone_step(shared: Shared) -> Step:
             stop: stop_button(status),
             panel: _panel(project, status, choice),
             summary: candidates.summary(choice) if choice else "",
-            curve: candidates.curve(choice) if choice else "",
+            curve: candidates.curve(choice) + candidates.when(choice) if choice else "",
             tools: gr.update(visible=choice is not None),
             undo: gr.update(interactive=listed and _can_undo(project), visible=listed),
             comparing: gr.update(visible=listed and bool(choice.comparable)),

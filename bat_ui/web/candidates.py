@@ -106,6 +106,30 @@ def curve(choice: Choice) -> str:
     return f"{chart}<p class='facts'>{tells}</p>{SYMBOLS}"
 
 
+def when(choice: Choice) -> str:
+    """The loss of left-out pictures over steps with its turning point, in words too; empty where nobody left any out."""
+    if not choice.left_out:
+        return ""
+    points = [(row["step"], row["loss"]) for row in choice.left_out]
+    turning, (first, last) = choice.subject_steps, (points[0][0], points[-1][0])
+    tells = "An adapter of some of your pictures was tried on the others. "
+    if turning >= last:
+        tells += "It got better to the end of the trial: backbone pictures come in for the second half of the training."
+    elif turning <= first:
+        tells += "It was at its best after the first few steps: your pictures differ so much that backbone pictures come in almost at once."
+    else:
+        tells += f"It got better until about step {turning}, then it learned by heart: there backbone pictures come in."
+    chart = line_chart(
+        [Series("", points, "line")],
+        x_label="training steps",
+        y_label="Loss of your own pictures that an adapter has not seen",
+        description=tells,
+        marks=[Mark(turning, dict(points)[turning], f"backbone pictures from step {turning}")],
+        zero=False,
+    )
+    return f"{chart}<p class='facts'>{tells}</p>"
+
+
 def cards(project: Project, choice: Choice, ids: list[str], other: Choice | None = None) -> str:
     """The candidates with these ids as buttons that are pressed where a picture is taken, with marks of what `other`,
     the choice of another rule, takes or drops."""

@@ -74,7 +74,7 @@ def build_training_step(shared: Shared) -> Step:
                     "batch_size": gr.Number(label="Batch size", info="Pictures in a step.", minimum=1, precision=0),
                     "backbone_share": gr.Slider(0, 0.9, step=0.05, label="Backbone share", info="Part of each batch."),
                     "subject_steps": gr.Number(
-                        label="Subject alone", info="Steps until backbone pictures come in.", minimum=0, precision=0
+                        label="Subject alone", info="Steps; 0 as the selection found out.", minimum=0, precision=0
                     ),
                     "checkpoint_every": gr.Number(label="Checkpoint every", info="Steps.", minimum=1, precision=0),
                     "seed": gr.Number(label="Seed", info="Of everything random.", minimum=0, precision=0),

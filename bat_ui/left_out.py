@@ -1,0 +1,70 @@
+"""How long the subject's pictures teach an adapter before it learns them by heart, asked of the pictures themselves.
+
+In: a backbone, the encoded subject pictures, the run's settings.  Out: `LeftOut`, the loss of pictures that an adapter was
+not trained on, over its steps.  What to do at the turning point is the training's business (theory.md, When).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bat_ui.backbones.encoded import Encoded
+from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.evaluation.metrics import denoising_loss
+from bat_ui.project import Progress
+from bat_ui.seeds import step_generator
+from bat_ui.settings import SelectionSettings, TrainingSettings
+from bat_ui.training.loop import new_optimizer, train
+from bat_ui.training.lora import lora
+
+DRAWS = 32  # timesteps and noises, the same for every picture and step
+STREAM = 3  # of these draws, apart from those that sketch
+PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the longest run, where the loss is taken
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Mean loss of left-out pictures after so many steps on the others; steps count as if all pictures had been there."""
+
+    steps: Sequence[int]
+    losses: Sequence[float]
+
+    @property
+    def turning(self) -> int:
+        """The step of lowest loss: from here on an adapter of all pictures learns them by heart."""
+        return min(zip(self.losses, self.steps))[1]
+
+
+def surrogate_steps(settings: SelectionSettings, training: TrainingSettings, found_out: LeftOut | None) -> int:
+    """Length of the surrogate's run: as given, else to the turning point, else as a run on its own would be alone."""
+    return settings.surrogate_steps or (found_out.turning if found_out else max(round(training.steps_alone), 1))
+
+
+def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSettings, progress: Progress) -> LeftOut | None:
+    """Train on a part of the subject's pictures and take the loss of the rest, in turn; None for a single picture.
+
+    Halves, or from three pictures down one at a time.  An adapter sees each of fewer pictures oftener, so it turns earlier:
+    steps are counted in proportion to the pictures that it has (theory.md, When), to half of the run at most.
+    """
+    count = len(subject)
+    if count < 2:
+        return None
+    folds = 2 if count > 3 else count
+    longer = folds / (folds - 1)  # all pictures beside those of one fold
+    most = training.steps / 2
+    measured = {max(round(part * most / longer), 1): max(round(part * most), 1) for part in PARTS}
+    settings = training.subject_alone(max(measured))
+    draws = backbone.draw(DRAWS, step_generator(training.seed, -STREAM))
+    losses = dict.fromkeys(measured, 0.0)
+    for fold in range(folds):
+        left = torch.arange(fold, count, folds)
+        others = subject[torch.tensor([i for i in range(count) if i % folds != fold])]
+        with lora(backbone, settings.rank, settings.seed) as weights:
+            for step in train(backbone, weights, new_optimizer(weights, settings), others, None, settings):
+                progress(f"Leaving pictures out, {fold + 1} of {folds}", step.number, settings.steps)
+                if step.number in measured:
+                    losses[step.number] += float(denoising_loss(backbone, subject[left], draws).sum()) / count
+    return LeftOut(tuple(measured.values()), tuple(losses.values()))

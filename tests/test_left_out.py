@@ -1,0 +1,52 @@
+"""When an adapter turns to learning by heart: losses of pictures that it was not trained on."""
+
+import pytest
+import torch
+
+from bat_ui.evaluation.metrics import denoising_loss
+from bat_ui.left_out import DRAWS, STREAM, LeftOut, left_out_losses, surrogate_steps
+from bat_ui.line import silent
+from bat_ui.seeds import step_generator
+from bat_ui.settings import SelectionSettings, TrainingSettings
+from bat_ui.training.loop import new_optimizer, train
+from bat_ui.training.lora import lora
+
+SETTINGS = TrainingSettings(steps=8, rank=2, batch_size=4, learning_rate=0.01, seed=3)
+
+
+def loss_of(backbone, subject, others, left, steps):
+    """Mean loss of the pictures `left` after training on `others` alone for so many steps."""
+    settings = TrainingSettings(steps=steps, rank=2, batch_size=2, learning_rate=0.01, seed=3)
+    with lora(backbone, 2, 3) as weights:
+        list(train(backbone, weights, new_optimizer(weights, settings), subject[torch.tensor(others)], None, settings))
+        draws = backbone.draw(DRAWS, step_generator(3, -STREAM))
+        return denoising_loss(backbone, subject[torch.tensor(left)], draws).sum().item()
+
+
+def test_each_half_is_judged_by_an_adapter_of_the_other_half(backbone, pictures):
+    """A run of 8 is alone for 4 steps at most; half of the pictures are learned in half the steps."""
+    subject = pictures(5, 0)
+    found = left_out_losses(backbone, subject, SETTINGS, silent)
+    twin = loss_of(backbone, subject, [1, 3], [0, 2, 4], 2) + loss_of(backbone, subject, [0, 2, 4], [1, 3], 2)
+    assert found.steps[-1] == 4 and found.losses[-1] == pytest.approx(twin / 5, rel=1e-4)
+
+
+def test_three_pictures_are_left_out_one_at_a_time(backbone, pictures):
+    subject = pictures(3, 0)
+    found = left_out_losses(backbone, subject, TrainingSettings(**{**vars(SETTINGS), "steps": 6}), silent)
+    twin = sum(loss_of(backbone, subject, [i for i in range(3) if i != left], [left], 2) for left in range(3))
+    assert found.steps[-1] == 3 and found.losses[-1] == pytest.approx(twin / 3, rel=1e-4)
+
+
+def test_a_single_picture_cannot_be_left_out(backbone, pictures):
+    assert left_out_losses(backbone, pictures(1, 0), SETTINGS, silent) is None
+
+
+def test_the_surrogate_ends_where_the_loss_of_left_out_pictures_is_lowest():
+    found = LeftOut((10, 20, 40, 80), (0.5, 0.3, 0.2, 0.4))
+    assert surrogate_steps(SelectionSettings(), SETTINGS, found) == 40
+    assert surrogate_steps(SelectionSettings(surrogate_steps=7), SETTINGS, found) == 7
+
+
+def test_without_left_out_pictures_a_fifth_of_the_run_is_the_subjects_alone():
+    assert surrogate_steps(SelectionSettings(), TrainingSettings(steps=400), None) == 80
