@@ -61,11 +61,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """All candidates, ranked ones first. `errors` is the predicted-error curve relative to no picture, `knee` its default,
-    `groups` the verdicts with their evidence, `strength` the lambda that the rule suggests (1 where it suggests none),
-    `subject_steps` how long the surrogate was trained on the subject alone and so should the run be (None: the rule has none),
-    `left_out` the losses of left-out pictures that say so, by step, `dropped` and `kept` what the user changed by hand, `store` what the store says of itself (StoreInfo.summary), with its
-    `place` unless it is the backbone's own."""
+    """All candidates, ranked ones first.
+
+    errors: the predicted-error curve relative to no picture, knee its default; groups: the verdicts with their evidence;
+    strength: the lambda that the rule suggests (1 where it suggests none); subject_steps: how long the surrogate was trained
+    on the subject alone, and so should a run be (None: the rule has none); left_out: the losses of left-out pictures that
+    say so, by step; dropped, kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary),
+    with its `place` unless it is the backbone's own.
+    """
 
     rule: str
     candidates: tuple[Candidate, ...]

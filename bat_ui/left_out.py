@@ -20,7 +20,7 @@ from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
-DRAWS = 32  # timesteps and noises, the same for every picture and step
+DRAWS = 16  # timesteps and noises, the same for every picture and step
 STREAM = 3  # of these draws, apart from those that sketch
 PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the longest run, where the loss is taken
 

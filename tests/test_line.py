@@ -14,7 +14,7 @@ from bat_ui.cli import main
 from bat_ui.project import Project
 from bat_ui.samples import steps_with_samples
 
-QUICK = ["--shortlist", "24", "--surrogate-steps", "2", "--draws", "2", "--sketch-size", "64", "--steps", "4"]
+QUICK = ["--shortlist", "24", "--draws", "2", "--sketch-size", "64", "--steps", "4"]
 QUICK += ["--checkpoint-every", "2", "--num-images", "2", "--sampling-steps", "2", "--rank", "2"]
 
 
@@ -47,6 +47,14 @@ def test_personalize_leaves_every_file_that_it_promises(finished):
     report = json.loads((out / "report.json").read_text())
     assert report["training"]["steps"] == 4 and report["generation"]["seconds"]["with_adapter"] > 0
     assert set(report) >= {"subject", "selection", "training", "generation", "versions", "hardware"}
+
+
+def test_the_run_is_alone_with_the_subject_for_as_long_as_left_out_pictures_say(finished):
+    _, out = finished
+    choice = json.loads((out / "selection.json").read_text())
+    said = min(choice["left_out"], key=lambda row: row["loss"])["step"]
+    alone = json.loads((out / "report.json").read_text())["training"]["steps_alone"]
+    assert alone == choice["subject_steps"] == said != line.TrainingSettings(steps=4).steps_alone
 
 
 def test_the_adapter_loads_with_the_pipelines_own_loader(finished, tiny_backbone_folder):
@@ -90,7 +98,7 @@ def test_a_stopped_run_resumes_to_the_weights_of_an_uninterrupted_one(finished, 
     folder, out = finished
     stopped = tmp_path / "stopped"
     arguments = ["select", str(folder), "--class-noun", "face", "--out", str(stopped), "--num-backbone", "5"]
-    assert main([*arguments, "--backbone", str(tiny_backbone_folder), *QUICK[:8], "--rank", "2", "--steps", "4"]) == 0
+    assert main([*arguments, "--backbone", str(tiny_backbone_folder), *QUICK[:6], "--rank", "2", "--steps", "4"]) == 0
     backbone, asked = load_backbone(str(tiny_backbone_folder)), iter([False, False, True])
     settings = line.TrainingSettings(steps=4, rank=2, checkpoint_every=2)
     assert line.run_training(Project(stopped), backbone, settings, stop=lambda: next(asked)) is False
@@ -122,14 +130,14 @@ def test_an_ingested_store_is_chosen_from_and_named_in_selection_and_report(
     for path in photos.glob("*.txt"):
         path.unlink()
     arguments = ["select", str(photos), "--class-noun", "noise", "--out", str(out), "--store", "noises", *backbone]
-    assert main([*arguments, *QUICK[:8]]) == 0
+    assert main([*arguments, *QUICK[:6]]) == 0
     selection, report = (json.loads((out / name).read_text()) for name in ("selection.json", "report.json"))
     expected = {"name": "noises", "title": "Noises", "count": 34, "source": "photos", "licence": "CC0", "proxy": True}
     assert expected.items() <= selection["store"].items() and expected.items() <= report["selection"]["store"].items()
     assert str(tmp_path) not in (out / "report.json").read_text()
     assert all(candidate["id"].startswith("photos/") for candidate in selection["candidates"])
     assert not any("notes/" in candidate["id"] for candidate in selection["candidates"])  # the subject's own pictures
-    assert main(["train", str(out), *backbone, *QUICK[8:12], "--rank", "2"]) == 0
+    assert main(["train", str(out), *backbone, *QUICK[6:10], "--rank", "2"]) == 0
 
 
 def test_a_store_of_another_clip_model_is_refused(tmp_path, subject_folder, tiny_backbone_folder, monkeypatch, capsys):

@@ -114,11 +114,11 @@ def when(choice: Choice) -> str:
     turning, (first, last) = choice.subject_steps, (points[0][0], points[-1][0])
     tells = "An adapter of some of your pictures was tried on the others. "
     if turning >= last:
-        tells += "It got better to the end of the trial: backbone pictures come in for the second half of the training."
+        tells += "It got better to the end of the trial: backbone pictures come in halfway through the training."
     elif turning <= first:
-        tells += "It was at its best after the first few steps: your pictures differ so much that backbone pictures come in almost at once."
+        tells += "It was best after a few steps, for they differ so much: backbone pictures come in almost at once."
     else:
-        tells += f"It got better until about step {turning}, then it learned by heart: there backbone pictures come in."
+        tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."
     chart = line_chart(
         [Series("", points, "line")],
         x_label="training steps",

@@ -63,6 +63,17 @@ def test_the_curve_marks_the_present_choice():
     assert "1 taken" in candidates.curve(CHOICE)
 
 
+@pytest.mark.parametrize(
+    "turning, says",
+    [(10, "come in almost at once"), (40, "better until about step 40"), (100, "halfway through the training")],
+)
+def test_when_backbone_pictures_come_in_is_said_with_the_losses_that_say_so(turning, says):
+    losses = tuple({"step": step, "loss": abs(step - turning) / 100} for step in (10, 40, 100))
+    shown = candidates.when(replace(CHOICE, subject_steps=turning, left_out=losses))
+    assert says in shown and f"backbone pictures from step {turning}" in shown
+    assert candidates.when(CHOICE) == ""
+
+
 def test_the_groups_table_has_a_row_and_a_verdict_for_each_group(project):
     table = candidates.groups(project, CHOICE)
     assert table.count("<tr>") == 3 and "agrees with your subject" in table and "pulls away from your subject" in table

@@ -1,0 +1,148 @@
+"""The suite's rows as values: which rows count, a run's value at its best and last step, differences, intervals.
+
+In: rows of results.jsonl.  Out: `Values`, one number a run or subject, and statistics of them.  A subject's value is the
+mean over its seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bat_ui.evaluation.rules import ABLATIONS, RULES
+
+RESAMPLES = 10_000
+REFERENCES = ("none", "albat")
+ALL_RULES = RULES + ABLATIONS
+Values = dict[tuple, float]  # by run (style, subject, seed), or by subject (style, subject)
+
+
+def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """Percentile 95 % interval of the mean, values drawn with replacement; (nan, nan) for fewer than two."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    means = np.asarray(values, np.float64)[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's coefficient, ties sharing their mean rank; nan if a side is constant."""
+    a, b = _ranks(x), _ranks(y)
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
+    """The rows of one split under the configuration, and for each rule the sketches, that were measured last; and of what
+    remains of a rule, the number and strength of which there is most."""
+    rows = _latest([r for r in rows if r["split"] == split and not r["variant"]], lambda r: r["config"])
+    kept = []
+    for rule in ALL_RULES:
+        found = _latest([r for r in rows if r["rule"] == rule], lambda r: r["selection"])
+        kept += _most(found, lambda r: (r["number"], r["strength"]))
+    return kept
+
+
+def at_best_step(rows: Sequence[dict], measure: str = "heldout_loss") -> Values:
+    """A measure at each run's step of lowest held-out loss (of lowest `measure` where there is no truth)."""
+    return _by_run(rows, lambda run: min(run, key=lambda r: _order(r))[measure])
+
+
+def at_last_step(rows: Sequence[dict], measure: str = "heldout_loss") -> Values:
+    """A measure at each run's last step."""
+    return _by_run(rows, lambda run: max(run, key=lambda r: r["step"]).get(measure))
+
+
+def over_seeds(values: Values) -> Values:
+    """Runs' values by subject: the mean over its seeds."""
+    found: dict[tuple, list[float]] = {}
+    for key, value in values.items():
+        found.setdefault(key[:2], []).append(value)
+    return {key: statistics.fmean(v) for key, v in found.items()}
+
+
+def paired(values: Values, reference: Values) -> Values:
+    """Differences to a reference by subject: the mean over the seeds that both have run."""
+    return over_seeds({key: values[key] - reference[key] for key in values if key in reference})
+
+
+class Point(NamedTuple):
+    """A rule's predicted error and its held-out loss at the last step, as a part of that of `none`."""
+
+    predicted: float
+    measured: float
+    rule: str
+    run: tuple[str, str, int]
+
+
+def predicted_and_measured(by_rule: dict[str, list[dict]], prediction: str) -> list[Point]:
+    """The points of every run that the field `prediction` is known of and that has its `none`."""
+    losses = {rule: at_last_step(rows) for rule, rows in by_rule.items()}
+    none = losses.get("none", {})
+    return [
+        Point(value, losses[rule][run] / none[run], rule, run)
+        for rule, rows in by_rule.items()
+        for run, value in at_last_step(rows, prediction).items()
+        if run in losses[rule] and run in none
+    ]
+
+
+def correlation_within(points: Sequence[Point]) -> Values:
+    """Rank correlation of predicted and measured over the rules of one run, by subject; of three rules or more."""
+    found: Values = {}
+    for run in sorted({p.run for p in points}):
+        mine = [p for p in points if p.run == run]
+        value = rank_correlation([p.predicted for p in mine], [p.measured for p in mine])
+        if len(mine) > 2 and np.isfinite(value):
+            found[run] = value
+    return over_seeds(found)
+
+
+def rows_by_rule(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    found = {rule: [r for r in rows if r["rule"] == rule] for rule in ALL_RULES}
+    return {rule: mine for rule, mine in found.items() if mine}
+
+
+def by_family(values: Values) -> Values:
+    families: dict[tuple, list[float]] = {}
+    for (_, subject), value in values.items():
+        families.setdefault((subject,), []).append(value)
+    return {key: statistics.fmean(v) for key, v in families.items()}
+
+
+def mean_over_subjects(values: Values) -> float:
+    return statistics.fmean(over_seeds(values).values())
+
+
+def _by_run(rows: Sequence[dict], pick: Callable[[list[dict]], float | None]) -> Values:
+    runs: dict[tuple, list[dict]] = {}
+    for r in rows:
+        runs.setdefault((r["style"], r["subject"], r["seed"]), []).append(r)
+    return {key: value for key, run in runs.items() if (value := pick(run)) is not None}
+
+
+def _order(row: dict) -> float:
+    return row["heldout_loss"] if row["heldout_loss"] is not None else -row["step"]
+
+
+def _latest(rows: Sequence[dict], key: Callable[[dict], object]) -> list[dict]:
+    """The rows that have the last row's key."""
+    return [r for r in rows if key(r) == key(rows[-1])]
+
+
+def _most(rows: list[dict], key: Callable[[dict], tuple]) -> list[dict]:
+    counts: dict[tuple, int] = {}
+    for r in rows:
+        counts[key(r)] = counts.get(key(r), 0) + 1
+    return [r for r in rows if key(r) == max(counts, key=counts.get)] if rows else []
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    return np.array([(np.sum(values < v) + np.sum(values <= v) - 1) / 2 for v in values])

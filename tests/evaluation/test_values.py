@@ -1,0 +1,83 @@
+"""The report's values and statistics against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bat_ui.evaluation.values import (
+    at_best_step,
+    at_last_step,
+    bootstrap_interval,
+    correlation_within,
+    main_rows,
+    over_seeds,
+    paired,
+    predicted_and_measured,
+    rank_correlation,
+)
+
+
+def row(subject, seed, step, loss, rule="none", **more):
+    base = {"split": "suite", "style": "flat", "subject": subject, "seed": seed, "step": step, "heldout_loss": loss}
+    base |= {"rule": rule, "config": "c", "variant": "", "number": 40, "strength": 1.0, "selection": None}
+    return base | more
+
+
+def test_the_bootstrap_interval_is_the_normal_one_for_many_values():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert low == pytest.approx(values.mean() - half, abs=0.03) and high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_the_bootstrap_interval_of_two_values_is_exact():
+    # The mean of two draws from {0, 1} is 0, 1/2, 1 with chances 1/4, 1/2, 1/4.
+    assert bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
+    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert math.isnan(bootstrap_interval([1.0])[0])
+
+
+def test_rank_correlation_sees_order_only_and_shares_ties():
+    assert rank_correlation([1, 2, 3], [1, 10, 1000]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3
+    assert rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert math.isnan(rank_correlation([1, 1], [1, 2]))
+
+
+def test_best_and_last_steps_are_each_runs_own():
+    rows = [row("a", 0, 1, 0.5), row("a", 0, 2, 0.3), row("a", 0, 3, 0.9), row("a", 1, 1, 0.2), row("a", 1, 3, 0.4)]
+    assert over_seeds(at_best_step(rows)) == {("flat", "a"): pytest.approx(0.25)}
+    assert over_seeds(at_last_step(rows)) == {("flat", "a"): pytest.approx(0.65)}
+
+
+def test_differences_are_taken_on_the_seeds_that_both_rules_have():
+    none = at_last_step([row("a", 0, 1, 0.5), row("a", 1, 1, 9.0), row("b", 0, 1, 0.1)])
+    other = at_last_step([row("a", 0, 1, 0.4), row("c", 0, 1, 0.1)])
+    assert paired(other, none) == {("flat", "a"): pytest.approx(-0.1)}
+
+
+def test_the_table_shows_one_setting_a_rule_and_never_the_tuning_subjects():
+    rows = [row("a", s, 1, 0.5, number=n) for s, n in ((0, 40), (1, 40), (0, 10))] + [row("t", 0, 1, 0.1, split="tuning")]
+    kept = main_rows(rows)
+    assert [(r["subject"], r["number"]) for r in kept] == [("a", 40), ("a", 40)]
+
+
+def test_the_table_shows_the_method_that_was_measured_last_however_few_its_rows():
+    before, now = row("a", 0, 1, 0.5) | {"config": "old"}, row("b", 0, 1, 0.4) | {"config": "new"}
+    assert main_rows([before, before | {"seed": 1}, now, now | {"variant": "study", "config": "other"}]) == [now]
+    sketched = [now | {"rule": "albat", "selection": s, "seed": i} for i, s in enumerate(("first", "first", "second"))]
+    assert main_rows([*sketched, now]) == [now, sketched[2]]
+
+
+def test_predictions_are_compared_over_the_rules_of_one_run():
+    measured = {"none": (1.0, 2.0), "a": (0.5, 1.0), "b": (0.8, 1.2), "c": (0.9, 1.8)}  # predicted, loss
+    by_rule = {rule: [row("x", 0, 1, loss, rule, rho=rho)] for rule, (rho, loss) in measured.items()}
+    by_rule["a"] += [row("y", 0, 1, 0.3, "a", rho=0.1)]  # a run without `none` has nothing to be compared with
+    points = predicted_and_measured(by_rule, "rho")
+    assert {p.rule: (p.predicted, p.measured) for p in points} == {
+        "none": (1.0, 1.0), "a": (0.5, 0.5), "b": (0.8, pytest.approx(0.6)), "c": (0.9, pytest.approx(0.9)),
+    }  # fmt: skip
+    assert correlation_within(points) == {("flat", "x"): pytest.approx(1)}
+    assert correlation_within(points[:2]) == {}
