@@ -17,23 +17,17 @@ from pathlib import Path
 import torch
 
 from bat_ui.additions import brought_along, counts, pictures_of, save_candidates
-from bat_ui.albat.selection import assess
-from bat_ui.albat.validity import GroupVerdict
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
-from bat_ui.choice import OWN, SEARCH, Candidate, Choice, apply_selection, save_sketches
+from bat_ui.choice import OWN, Choice
 from bat_ui.errors import UserError
 from bat_ui.files import keep_json_lines, read_json_lines, remove_drafts, write_json
 from bat_ui.generation import contact_sheet, generate
 from bat_ui.hardware import peak_memory
-from bat_ui.left_out import left_out_losses, surrogate_steps
-from bat_ui.project import Progress, Project, Run
+from bat_ui.project import Clock, Progress, Project, Run, silent
 from bat_ui.samples import STEP
+from bat_ui.search import choose_at_random, choose_by_albat, choose_nearest, open_store
 from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
-from bat_ui.sketching import sketch_candidates
-from bat_ui.store.catalogue import store_place
-from bat_ui.store.shortlist import Shortlist, shortlist
-from bat_ui.store.sticker import open_sticker_store
 from bat_ui.store.table import Store
 from bat_ui.subject import Box, Subject, prepare_subject
 from bat_ui.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
@@ -41,13 +35,6 @@ from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora, save_lora
 from bat_ui.training.processes import processes
 from bat_ui.validation import Validation
-
-DEFAULT_NUMBER = 40  # pictures that the rules without a predicted-error curve take
-RANDOM_PART = 0.25  # part of ALBAT's shortlist that is drawn from the whole store, so that it can reach beyond neighbours
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A Progress that tells nobody."""
 
 
 def prepare(
@@ -103,7 +90,7 @@ def select(
         progress("Opening the backbone store", 0, 1)
         opened = open_store(backbone, progress, settings.store)
         clock.lap("store")
-        choose = {"albat": _choose_by_albat, "nearest": _choose_nearest, "random": _choose_at_random}[settings.rule]
+        choose = {"albat": choose_by_albat, "nearest": choose_nearest, "random": choose_at_random}[settings.rule]
         choice = choose(project, backbone, opened, subject, settings, training, progress, clock)
         choice = replace(choice, store=opened.info.summary | ({"place": opened.place.uri} if settings.store else {}))
     known = {c.id for c in choice.candidates}
@@ -143,7 +130,7 @@ def run_training(
     if checkpoint is not None:
         _check_settings(run.remembered(TrainingSettings), settings)
     prepared = Subject.load(run.subject)
-    subject = encode_subject(backbone, prepared, bucketed=backbone.photos)
+    subject = prepared.encode(backbone, bucketed=backbone.photos)
     choice = Choice.load(run.choice)
     alone = choice.subject_steps if settings.subject_steps is None else settings.subject_steps
     suggested = replace(settings, strength=settings.strength * choice.strength, subject_steps=alone)
@@ -258,63 +245,6 @@ def run_generation(
     return [run.samples / name for name in names]
 
 
-class Clock:
-    """Seconds of each part of a stage, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._exact: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`, beside what is there."""
-        now = time.perf_counter()
-        self._exact[name] = self._exact.get(name, 0.0) + now - self._last
-        self.seconds[name] = round(self._exact[name], 2)
-        self._last = now
-
-
-def open_store(backbone: Backbone, progress: Progress = silent, store: str | None = None) -> Store:
-    """The ingested store of that name or place, or the one that goes with the backbone, built first if need be.
-
-    Raises UserError if there is no such store, or if its vectors are not of the backbone's CLIP model.
-    """
-    if store:
-        opened = Store.open(store_place(store))
-        opened.check_encoder(backbone.clip.digest)
-        return opened
-
-    def report(items, desc: str, total: int, unit: str):
-        for i, item in enumerate(items):
-            progress(desc, i, total)
-            yield item
-
-    return open_sticker_store(backbone.clip, report)
-
-
-def find_candidates(
-    store: Store, backbone: Backbone, subject: Subject, class_prompt: str, settings: SelectionSettings
-) -> Shortlist:
-    """ALBAT's candidates: neighbours of the subject and its class, and RANDOM_PART from anywhere in the store."""
-    num_random = round(settings.shortlist * RANDOM_PART)
-    return shortlist(
-        store,
-        backbone.clip,
-        subject.images,
-        subject.captions,
-        class_prompt,
-        settings.shortlist - num_random,
-        num_random=num_random,
-        seed=settings.seed,
-        identifier=subject.identifier,
-    )
-
-
-def encode_subject(backbone: Backbone, subject: Subject, bucketed: bool = False) -> Encoded:
-    """The subject's pictures with their captions, ready for training."""
-    return backbone.encode(subject.images, subject.captions, bucketed=bucketed)
-
-
 def encode_chosen(backbone: Backbone, run: Run, choice: Choice, progress: Progress = silent) -> Encoded | None:
     """The chosen backbone pictures and the run's own ones, ready for training; None if there are none."""
     chosen = choice.chosen
@@ -326,84 +256,6 @@ def encode_chosen(backbone: Backbone, run: Run, choice: Choice, progress: Progre
     pictures = pictures_of(run, chosen, store)
     weights = torch.tensor([c.weight for c in chosen])
     return backbone.encode(pictures, [c.caption for c in chosen], weights, bucketed=backbone.photos)
-
-
-def _choose_by_albat(project, backbone, store, subject, settings, training, progress, clock) -> Choice:
-    progress("Searching the store", 0, 1)
-    found = find_candidates(store, backbone, subject, backbone.class_prompt(subject.class_noun), settings)
-    clock.lap("shortlist")
-    further = [c for c in brought_along(project, store) if c.id not in set(found.ids)]
-    added = pictures_of(project, further, store)
-    ids, captions = (*found.ids, *(c.id for c in further)), (*found.captions, *(c.caption for c in further))
-    vectors = torch.cat([found.vectors, backbone.clip.embed_images(added)]) if further else found.vectors
-    similarity = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
-    candidates = backbone.encode(store.pictures(found.ids) + added, captions)
-    pictures, found_out = encode_subject(backbone, subject), None
-    if settings.surrogate_steps is None:
-        found_out = left_out_losses(backbone, pictures, training, progress)
-        clock.lap("left_out")
-    alone = surrogate_steps(settings, training, found_out)
-    surrogate = training.subject_alone(alone)
-    sketches = sketch_candidates(backbone, ids, vectors, candidates, pictures, settings, surrogate, progress)
-    clock.lap("surrogate_and_sketches")
-    progress("Checking validity and ranking", 0, 1)
-    save_sketches(sketches, project.sketches)
-    assessment = assess(sketches)
-    groups = tuple(_group_record(g, assessment.strengths[g.group]) for g in assessment.validity.groups)
-    origins = {c.id: c.origin for c in further}
-    rows = tuple(
-        Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
-    )
-    losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.losses)) if found_out else ()
-    choice = Choice("albat", rows, settings.num_backbone, groups=groups, subject_steps=alone, left_out=losses)
-    choice = apply_selection(choice, sketches, assessment)
-    clock.lap("ranking")
-    return choice
-
-
-def _choose_nearest(project, backbone, store, subject, settings, training, progress, clock) -> Choice:
-    number = settings.num_backbone or DEFAULT_NUMBER
-    found = shortlist(
-        store,
-        backbone.clip,
-        subject.images,
-        [],
-        backbone.class_prompt(subject.class_noun),
-        max(settings.shortlist, number),
-        identifier=subject.identifier,
-    )
-    order = sorted(range(len(found)), key=lambda i: (-float(found.similarity[i]), found.ids[i]))
-    rows = tuple(
-        Candidate(found.ids[i], found.captions[i], round(float(found.similarity[i]), 6), rank=r, chosen=r <= number)
-        for r, i in enumerate(order, start=1)
-    )
-    clock.lap("shortlist")
-    return Choice("nearest", rows, number)
-
-
-def _choose_at_random(project, backbone, store, subject, settings, training, progress, clock) -> Choice:
-    number = min(settings.num_backbone or DEFAULT_NUMBER, store.count)
-    order = torch.randperm(store.count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    ids = store.ids_at(order[: max(number, min(settings.shortlist, store.count))])
-    similarity = (store.vectors_of(ids) @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
-    rows = tuple(
-        Candidate(i, caption, round(s, 6), rank=r, chosen=r <= number)
-        for r, (i, caption, s) in enumerate(zip(ids, store.captions_of(ids), similarity), start=1)
-    )
-    clock.lap("shortlist")
-    return Choice("random", rows, number)
-
-
-def _group_record(verdict: GroupVerdict, strength: float) -> dict:
-    return {
-        "group": verdict.group,
-        "size": verdict.size,
-        "verdict": verdict.verdict,
-        "disagreement": verdict.disagreement,
-        "interval": list(verdict.interval),
-        "evidence": verdict.evidence,
-        "strength": strength,
-    }
 
 
 def _since(start: float) -> float:

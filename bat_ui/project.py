@@ -28,11 +28,30 @@ from bat_ui.files import read_json, write_json
 from bat_ui.hardware import describe_hardware, peak_memory
 from bat_ui.processes import is_alive, started_at
 
-Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 Settings = TypeVar("Settings")
-
 VERBS = ("select", "train", "generate", "ingest")
 PACKAGES = ("torch", "diffusers", "peft", "open-clip-torch", "lancedb", "pillow")
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A Progress that tells nobody."""
+
+
+class Clock:
+    """Seconds of each part of a stage, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._exact: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under `name`, beside what is there."""
+        now = time.perf_counter()
+        self._exact[name] = self._exact.get(name, 0.0) + now - self._last
+        self.seconds[name] = round(self._exact[name], 2)
+        self._last = now
 
 
 def data_folder(folder: str | Path | None = None) -> Path:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -19,6 +20,10 @@ from bat_ui.cut_out import cut_out_subject, is_on_white, subject_box
 from bat_ui.errors import UserError
 from bat_ui.files import write_json
 from bat_ui.pictures import MIN_SIDE, is_blurred, look_the_same, read_picture, shown_name, subject_files
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the page should be up before
+    from bat_ui.backbones.encoded import Encoded
+    from bat_ui.backbones.stable_diffusion import Backbone
 
 __all__ = ["Subject", "cut_out_subject", "prepare_subject", "read_picture", "subject_files", "subject_warnings"]
 
@@ -54,6 +59,10 @@ class Subject:
     def __post_init__(self) -> None:
         if not self.cut_out:
             object.__setattr__(self, "cut_out", ("no",) * len(self.images))
+
+    def encode(self, backbone: Backbone, bucketed: bool = False) -> Encoded:
+        """The pictures with their captions, ready for training."""
+        return backbone.encode(self.images, self.captions, bucketed=bucketed)
 
     def save(self, folder: Path | str) -> None:
         """Write NAME.png and NAME.txt for each picture, then subject.json; an older subject there is replaced."""

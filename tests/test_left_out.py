@@ -5,7 +5,7 @@ import torch
 
 from bat_ui.evaluation.metrics import denoising_loss
 from bat_ui.left_out import DRAWS, STREAM, LeftOut, left_out_losses, surrogate_steps
-from bat_ui.line import silent
+from bat_ui.project import silent
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.training.loop import new_optimizer, train

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bat_ui.line import silent
-from bat_ui.project import Run
+from bat_ui.project import Run, silent
 from bat_ui.samples import steps_with_samples
 from bat_ui.settings import ValidationSettings
 from bat_ui.subject import Subject

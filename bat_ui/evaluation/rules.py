@@ -31,8 +31,8 @@ from bat_ui.evaluation.subjects import Case
 from bat_ui.files import read_json, replacing, write_json
 from bat_ui.generation import generate
 from bat_ui.left_out import LeftOut, left_out_losses, surrogate_steps
-from bat_ui.line import encode_subject, find_candidates
 from bat_ui.project import Progress
+from bat_ui.search import find_candidates
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
 from bat_ui.sketching import PICTURES_PER_GROUP, sketch_candidates, sketch_folds
 from bat_ui.store.table import Store
@@ -281,7 +281,7 @@ def make_pool(
     found = find_candidates(world.store, backbone, case.given, case.class_prompt, settings)
     extra = dict.fromkeys(i for rule in FROM_STORE for i in ranked_ids(rule, world, case, seed)[:EXTRA])
     ids = (*found.ids, *(i for i in extra if i not in set(found.ids)))
-    vectors, images, subject = world.store.vectors_of(ids), world.images(ids), encode_subject(backbone, case.given)
+    vectors, images, subject = world.store.vectors_of(ids), world.images(ids), case.given.encode(backbone)
     main, folded, clock = folder / "sketches.safetensors", folder / "folds.safetensors", folder / "seconds.json"
     judging, turning = folder / "truth.safetensors", folder / "left_out.json"
     folder.mkdir(parents=True, exist_ok=True)

@@ -44,8 +44,8 @@ from bat_ui.evaluation.rules import (
 from bat_ui.evaluation.subjects import TUNING_FAMILIES, Case, load_case, photo_case, subject_names
 from bat_ui.files import read_json_lines
 from bat_ui.generation import generate
-from bat_ui.line import RANDOM_PART, encode_subject, open_store, silent
-from bat_ui.project import Progress
+from bat_ui.project import Progress, silent
+from bat_ui.search import RANDOM_PART, open_store
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
 from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
 from bat_ui.training.loop import new_optimizer, train
@@ -196,7 +196,7 @@ class Bench:
         self.world, self.case, self.seed, self.settings, self.progress = world, case, seed, settings, progress
         self.backbone, self.pictures = world.backbone, cache / config
         self.cache = cache / _digest(backbone_digest(self.backbone))
-        self.subject = encode_subject(self.backbone, case.given)
+        self.subject = case.given.encode(self.backbone)
         self.loss_draws = metrics.common_draws(self.backbone, settings.loss_draws)
         self.prior_draws = metrics.common_draws(self.backbone, settings.prior_draws)
         order = torch.randperm(world.store.count, generator=torch.Generator().manual_seed(metrics.EVALUATION_SEED))

@@ -1,0 +1,170 @@
+"""What each rule chooses out of a store for a project's subject, with what it found out about every candidate.
+
+In: a project with a subject, a backbone, its store, settings.  Out: a `Choice`, not yet saved; ALBAT's sketches are.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bat_ui.additions import brought_along, pictures_of
+from bat_ui.albat.selection import assess
+from bat_ui.albat.validity import GroupVerdict
+from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.choice import SEARCH, Candidate, Choice, apply_selection, save_sketches
+from bat_ui.left_out import left_out_losses, surrogate_steps
+from bat_ui.project import Clock, Progress, Project, silent
+from bat_ui.settings import SelectionSettings, TrainingSettings
+from bat_ui.sketching import sketch_candidates
+from bat_ui.store.catalogue import store_place
+from bat_ui.store.shortlist import Shortlist, shortlist
+from bat_ui.store.sticker import open_sticker_store
+from bat_ui.store.table import Store
+from bat_ui.subject import Subject
+
+DEFAULT_NUMBER = 40  # pictures that the rules without a predicted-error curve take
+RANDOM_PART = 0.25  # part of ALBAT's shortlist that is drawn from the whole store, so that it can reach beyond neighbours
+
+
+def open_store(backbone: Backbone, progress: Progress = silent, store: str | None = None) -> Store:
+    """The ingested store of that name or place, or the one that goes with the backbone, built first if need be.
+
+    Raises UserError if there is no such store, or if its vectors are not of the backbone's CLIP model.
+    """
+    if store:
+        opened = Store.open(store_place(store))
+        opened.check_encoder(backbone.clip.digest)
+        return opened
+
+    def report(items, desc: str, total: int, unit: str):
+        for i, item in enumerate(items):
+            progress(desc, i, total)
+            yield item
+
+    return open_sticker_store(backbone.clip, report)
+
+
+def find_candidates(
+    store: Store, backbone: Backbone, subject: Subject, class_prompt: str, settings: SelectionSettings
+) -> Shortlist:
+    """ALBAT's candidates: neighbours of the subject and its class, and RANDOM_PART from anywhere in the store."""
+    num_random = round(settings.shortlist * RANDOM_PART)
+    return shortlist(
+        store,
+        backbone.clip,
+        subject.images,
+        subject.captions,
+        class_prompt,
+        settings.shortlist - num_random,
+        num_random=num_random,
+        seed=settings.seed,
+        identifier=subject.identifier,
+    )
+
+
+def choose_by_albat(
+    project: Project,
+    backbone: Backbone,
+    store: Store,
+    subject: Subject,
+    settings: SelectionSettings,
+    training: TrainingSettings,
+    progress: Progress,
+    clock: Clock,
+) -> Choice:
+    """Steps 1 to 5 of ALBAT (theory.md); the sketches are saved, so that step 6 needs no model."""
+    progress("Searching the store", 0, 1)
+    found = find_candidates(store, backbone, subject, backbone.class_prompt(subject.class_noun), settings)
+    clock.lap("shortlist")
+    further = [c for c in brought_along(project, store) if c.id not in set(found.ids)]
+    added = pictures_of(project, further, store)
+    ids, captions = (*found.ids, *(c.id for c in further)), (*found.captions, *(c.caption for c in further))
+    vectors = torch.cat([found.vectors, backbone.clip.embed_images(added)]) if further else found.vectors
+    similarity = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
+    candidates = backbone.encode(store.pictures(found.ids) + added, captions)
+    pictures, found_out = subject.encode(backbone), None
+    if settings.surrogate_steps is None:
+        found_out = left_out_losses(backbone, pictures, training, progress)
+        clock.lap("left_out")
+    alone = surrogate_steps(settings, training, found_out)
+    surrogate = training.subject_alone(alone)
+    sketches = sketch_candidates(backbone, ids, vectors, candidates, pictures, settings, surrogate, progress)
+    clock.lap("surrogate_and_sketches")
+    progress("Checking validity and ranking", 0, 1)
+    save_sketches(sketches, project.sketches)
+    assessment = assess(sketches)
+    groups = tuple(_group_record(g, assessment.strengths[g.group]) for g in assessment.validity.groups)
+    origins = {c.id: c.origin for c in further}
+    rows = tuple(
+        Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
+    )
+    losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.losses)) if found_out else ()
+    choice = Choice("albat", rows, settings.num_backbone, groups=groups, subject_steps=alone, left_out=losses)
+    choice = apply_selection(choice, sketches, assessment)
+    clock.lap("ranking")
+    return choice
+
+
+def choose_nearest(
+    project: Project,
+    backbone: Backbone,
+    store: Store,
+    subject: Subject,
+    settings: SelectionSettings,
+    training: TrainingSettings,
+    progress: Progress,
+    clock: Clock,
+) -> Choice:
+    """The nearest to the subject in CLIP space."""
+    number = settings.num_backbone or DEFAULT_NUMBER
+    found = shortlist(
+        store,
+        backbone.clip,
+        subject.images,
+        [],
+        backbone.class_prompt(subject.class_noun),
+        max(settings.shortlist, number),
+        identifier=subject.identifier,
+    )
+    order = sorted(range(len(found)), key=lambda i: (-float(found.similarity[i]), found.ids[i]))
+    rows = tuple(
+        Candidate(found.ids[i], found.captions[i], round(float(found.similarity[i]), 6), rank=r, chosen=r <= number)
+        for r, i in enumerate(order, start=1)
+    )
+    clock.lap("shortlist")
+    return Choice("nearest", rows, number)
+
+
+def choose_at_random(
+    project: Project,
+    backbone: Backbone,
+    store: Store,
+    subject: Subject,
+    settings: SelectionSettings,
+    training: TrainingSettings,
+    progress: Progress,
+    clock: Clock,
+) -> Choice:
+    """A seeded draw from the whole store."""
+    number = min(settings.num_backbone or DEFAULT_NUMBER, store.count)
+    order = torch.randperm(store.count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    ids = store.ids_at(order[: max(number, min(settings.shortlist, store.count))])
+    similarity = (store.vectors_of(ids) @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
+    rows = tuple(
+        Candidate(i, caption, round(s, 6), rank=r, chosen=r <= number)
+        for r, (i, caption, s) in enumerate(zip(ids, store.captions_of(ids), similarity), start=1)
+    )
+    clock.lap("shortlist")
+    return Choice("random", rows, number)
+
+
+def _group_record(verdict: GroupVerdict, strength: float) -> dict:
+    return {
+        "group": verdict.group,
+        "size": verdict.size,
+        "verdict": verdict.verdict,
+        "disagreement": verdict.disagreement,
+        "interval": list(verdict.interval),
+        "evidence": verdict.evidence,
+        "strength": strength,
+    }
