@@ -62,14 +62,21 @@ def build_sidebar(shared: Shared) -> Sidebar:
         jobs = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="queue")
     own = [projects, tools, back, jobs]
 
-    def follow(id: str) -> Updates:
-        entries, gone = registry.projects(), registry.deleted()
+    def moving(id: str) -> Updates:
+        """What changes with every step of a job, as plain values: Gradio makes a component anew for an update."""
+        entries = registry.projects()
+        queued = _queue(queue.active(), {entry.id: entry.shown_name for entry in entries})
+        return {projects: _list(entries, id), jobs: queued}
+
+    def standing(id: str) -> Updates:
+        gone = registry.deleted()
         return {
-            projects: _list(entries, id),
-            tools: gr.update(visible=any(entry.id == id for entry in entries)),
+            tools: gr.update(visible=any(entry.id == id for entry in registry.projects())),
             back: gr.update(visible=bool(gone), value=f"Bring back “{gone[0].shown_name}”" if gone else ""),
-            jobs: _queue(queue.active(), {entry.id: entry.shown_name for entry in entries}),
         }
+
+    def follow(id: str) -> Updates:
+        return {**moving(id), **standing(id)}
 
     def show(project: Project | None) -> Updates:
         id = project.folder.name if project else ""
@@ -111,7 +118,8 @@ def build_sidebar(shared: Shared) -> Sidebar:
         return {id: gone[0].id}
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.heartbeat.follow(_seen, [id], follow, [id], own)
+    shared.heartbeat.follow(_moved, [id], moving, [id], [projects, jobs])
+    shared.heartbeat.follow(_seen, [id], standing, [id], [tools, back])
     reopening = (
         fresh.click(answering(message, start_anew), None, [message, id], **private),
         projects.click(answering(message, choose), id, [message, id, *own], **private),
@@ -230,18 +238,29 @@ def _job_facts(job: queue.Job) -> dict:
 
 
 def _seen(id: str) -> str:
-    """A word that changes when something in the sidebar does."""
+    """A word that changes when projects come or go."""
+    return f"{id} {hash(_there())}"
+
+
+def _moved(id: str) -> str:
+    """A word that changes when the lists in the sidebar do."""
     return f"{id} {hash(_look())}"
 
 
 @once_a_second
+def _there() -> tuple:
+    deleted = registry.deleted()
+    return (*(entry.id for entry in registry.projects()), "", *((entry.id, entry.shown_name) for entry in deleted))
+
+
+@once_a_second
 def _look() -> tuple:
-    """All that the sidebar shows."""
+    """All that the lists show."""
     jobs = queue.active()
     entries = [(e.id, e.shown_name, state_words(e.project, jobs), _picture(e.project)) for e in registry.projects()]
     statuses = [(job.id, queue.status(job.place, job.verb)) for job in jobs]
     moving = [(number, *(s.get(key) for key in ("state", "place", "what", "done", "stopping"))) for number, s in statuses]
-    return (*entries, *(entry.id for entry in registry.deleted()), *moving)
+    return (*entries, *moving)
 
 
 def _list(entries: list[registry.Entry], open_id: str) -> str:

@@ -168,8 +168,8 @@ def _seen(project_id: str, wanted: str | None, format: str) -> str:
     if run is None:
         return ""
     status = queue.status(run, "export")
-    files = (run.status_file("export"), run.status_file("train"), run.exports, run.lora, run.samples)
-    return fingerprint(run, *files) + format + status_word(status)
+    files = (run.status_file("export"), run.exports, run.lora, run.samples)
+    return fingerprint(run, *files) + format + status_word(status) + queue.status(run, "train")["state"]
 
 
 def _panel(run: Run | None, format: str, status: dict, file: Path | None) -> str:

@@ -115,20 +115,26 @@ def build_training_step(shared: Shared) -> Step:
     chosen = gr.Textbox("", visible=False, label="run", elem_id="run")
     own = [begin, runs, panel, stop, stop_now, resume, go_on, losses, samples, chosen]
 
+    def moving(project: Project | None, run: Run | None, status: dict) -> Updates:
+        """What changes with every step of a training, as plain values: Gradio makes a component anew for an update."""
+        return {
+            runs: _list(project, run) if run else "",
+            panel: _panel(project, run, status),
+            losses: _losses(run, fingerprint(run, run.losses)) if run else "",
+        }
+
     def follow(project: Project | None, wanted: str) -> Updates:
         """Everything but the settings; the run `wanted`, else the latest one, is the one that is looked at."""
         run = _run(project, wanted)
         status = queue.status(run, "train") if run else {"state": "absent"}
         running, active = status["state"] == "running", status["state"] in ("waiting", "running")
         return {
+            **moving(project, run, status),
             begin: gr.update(value="Train again" if run else "Start training", variant="secondary" if run else "primary"),
-            runs: _list(project, run) if run else "",
-            panel: _panel(project, run, status),
             stop: stop_button(status, "Stop and save"),
             stop_now: gr.update(visible=running),
             resume: gr.update(visible=run is not None and not active and status["state"] != "done"),
             go_on: gr.update(visible=run is not None and run.adapter is not None and not active),
-            losses: _losses(run, fingerprint(run, run.losses)) if run else "",
             samples: _samples(run) if run else "",
             chosen: run.folder.name if run else "",
         }
@@ -142,6 +148,11 @@ def build_training_step(shared: Shared) -> Step:
         if wanted:
             del updates[chosen]  # a click on another run may have been faster
         return updates
+
+    def move(project_id: str, wanted: str) -> Updates:
+        project = opened(project_id)
+        run = _run(project, wanted)
+        return moving(project, run, queue.status(run, "train") if run else {"state": "absent"})
 
     def look_at(project_id: str, event: gr.EventData) -> Updates:
         return follow(required(project_id), event.run)
@@ -186,6 +197,7 @@ def build_training_step(shared: Shared) -> Step:
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
+    shared.heartbeat.follow(_moved, [id, chosen], move, [id, chosen], [runs, panel, losses])
     begin.click(answering(message, start), id, [message, *own], inputs_kwargs=widgets, api_name="train")
     runs.click(answering(message, look_at), id, [message, *own], **private)
     stop.click(answering(message, halt), [id, chosen], [message, *own], api_name="stop_training")
@@ -260,8 +272,13 @@ def _seen(project_id: str, wanted: str) -> str:
     words = "".join(status_word(s) for s in states)
     if run is None:
         return fingerprint(project, project.choice) + words
-    files = (project.choice, run.status_file("train"), run.losses, run.metrics, run.samples, run.lora)
-    return fingerprint(run, *files) + words
+    return fingerprint(run, project.choice, run.metrics, run.samples, run.lora) + words
+
+
+@once_a_second
+def _moved(project_id: str, wanted: str) -> str:
+    run = _run(opened(project_id), wanted)
+    return fingerprint(run, run.status_file("train"), run.losses) if run else ""
 
 
 def _list(project: Project, looked_at: Run) -> str:
