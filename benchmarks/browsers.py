@@ -4,7 +4,8 @@
 
 A server of its own trains; its pace is taken while nobody looks, then while everybody does, then alone again.  All browsers
 but one are sessions that ask what a page asks (its load event, then its heartbeat as often as the server wants, and what
-that says has changed); the last one is Chromium.
+that says has changed); the last one is Chromium.  In life they are other people's machines: here they run at idle priority,
+so that they slow the training by what they ask of the server and as little as may be by what they are themselves.
 Writes docs/benchmarks/browsers.md and .json; --quick takes a tiny backbone and a few browsers and writes nothing.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -50,6 +52,7 @@ def measure(address: str, quick: bool, browsers: int, seconds: float):
     """Paces alone, pace while watched, seconds of answers, of openings, of Chromium's answers, and cores in use."""
     client = Client(address, verbose=False)
     project = begin_training(client, quick)
+    stand_back()
     try:
         pace_of(client, project, seconds / 4)  # the first steps are slower
         alone = [pace_of(client, project, seconds)]
@@ -85,6 +88,14 @@ def pace_of(client: Client, project: str, seconds: float) -> float:
     time.sleep(seconds)
     last, ended = step_of(client, project)
     return (last - first) / (ended - began)
+
+
+def stand_back() -> None:
+    """Leave the processors to the server and the training, from now on and for whatever this process starts."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
 
 
 async def watch(client: Client, address: str, project: str, browsers: int, seconds: float):
@@ -231,8 +242,8 @@ def report(quick, browsers, seconds, alone, watched, answers, opened, chromium, 
 {len(everything):,} answers in {seconds:.0f} s: half within {p50:.2f} s, 99% within {p99:.2f} s, the slowest {most:.2f} s;
 those to Chromium 95% within {figures["chromium_p95"]:.2f} s. Opening the page, all {browsers} at once: half within
 {middle:.1f} s, the slowest {slowest:.1f} s. Steps a second: {alone[0]:.2f} and {alone[1]:.2f} alone, before and after;
-{watched:.2f} watched. All share the machine: of its cores the browsers had {cores["browsers"]:.2f}, the server
-{cores["server"]:.2f} and the training {cores["training"]:.2f}.
+{watched:.2f} watched. All share the machine, the browsers at idle priority: of its cores
+they had {cores["browsers"]:.2f}, the server {cores["server"]:.2f} and the training {cores["training"]:.2f}.
 """
     record.write("browsers", figures, text, headline)
     if headline["latency_p95_seconds"] >= LATENCY or headline["training_speed_kept"] < SPEED:
