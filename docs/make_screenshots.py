@@ -49,6 +49,7 @@ class Shot:
 SHOTS = (
     Shot("subject", 1, ".card img"),
     Shot("backbone", 2, ".pick img", from_="#pick-tools"),
+    Shot("when", 2, "#curve figure", from_="#curve", height=900),
     Shot("groups", 2, "#groups table", from_="#groups", unfold="Groups and their verdicts", height=700),
     Shot("train", 3, "#losses svg", from_="#runs"),
     Shot("draw", 4, ".pair img", height=1400),
