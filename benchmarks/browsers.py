@@ -2,7 +2,7 @@
 
     python benchmarks/browsers.py [--quick] [--browsers 50] [--seconds 90]
 
-A server of its own trains; its pace is taken while nobody looks, then while everybody does, then alone again.  All browsers
+A server of its own trains; its pace is taken while nobody looks and while everybody does, turn about.  All browsers
 but one are sessions that ask what a page asks (its load event, then its heartbeat as often as the server wants, and what
 that says has changed); the last one is Chromium.  In life they are other people's machines: here they run at idle priority,
 so that they slow the training by what they ask of the server and as little as may be by what they are themselves.
@@ -17,50 +17,61 @@ import json
 import os
 import secrets
 import shutil
+import statistics
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import record
 from gradio_client import Client
-from httpx import AsyncClient, Limits
+from httpx import AsyncClient, Limits, ReadError, RemoteProtocolError
 from playwright.async_api import async_playwright
 from serving import server, tiny_backbone, wait_for
 
+ROUNDS, REST = 3, 3.0  # nobody looks, then everybody; seconds before each, in which the last ones' answers come
 LATENCY, SPEED = 1.0, 0.9  # seconds at the 95th percentile, and the part of its pace that the training must keep
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@dataclass
+class Watched:
+    """Steps a second while nobody and while everybody looks, block by block; seconds of answers, of openings; cores used."""
+
+    alone: list[float] = field(default_factory=list)
+    watched: list[float] = field(default_factory=list)
+    answers: list[float] = field(default_factory=list)
+    chromium: list[float] = field(default_factory=list)
+    opened: list[float] = field(default_factory=list)
+    cores: list[dict[str, float]] = field(default_factory=list)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--browsers", type=int)
-    parser.add_argument("--seconds", type=float, help="of each of the three parts")
+    parser.add_argument("--seconds", type=float, help="that everybody looks, and that nobody does")
     args = parser.parse_args()
-    browsers, seconds = args.browsers or (3 if args.quick else 50), args.seconds or (8 if args.quick else 90)
+    browsers, seconds = args.browsers or (3 if args.quick else 50), args.seconds or (18 if args.quick else 90)
     with tempfile.TemporaryDirectory() as folder:
         backbone = str(tiny_backbone(Path(folder) / "backbone")) if args.quick else "sticker"
         with server(Path(folder), "--backbone", backbone) as address:
             measured = measure(address, args.quick, browsers, seconds)
-    report(args.quick, browsers, seconds, *measured)
+    report(args.quick, browsers, seconds, measured)
 
 
-def measure(address: str, quick: bool, browsers: int, seconds: float):
-    """Paces alone, pace while watched, seconds of answers, of openings, of Chromium's answers, and cores in use."""
+def measure(address: str, quick: bool, browsers: int, seconds: float) -> Watched:
     client = Client(address, verbose=False)
     project = begin_training(client, quick)
     stand_back()
     try:
-        pace_of(client, project, seconds / 4)  # the first steps are slower
-        alone = [pace_of(client, project, seconds)]
-        answers, opened, chromium, watched, cores = asyncio.run(watch(client, address, project, browsers, seconds))
-        alone.append(pace_of(client, project, seconds))
+        time.sleep(seconds / 4)  # the first steps are slower
+        return asyncio.run(watch(client, address, project, browsers, seconds))
     finally:
         client.predict(project, "001", api_name="/stop_training_now")
-    return alone, watched, answers, opened, chromium, cores
 
 
 def begin_training(client: Client, quick: bool) -> str:
@@ -70,6 +81,7 @@ def begin_training(client: Client, quick: bool) -> str:
     client.predict(project, rule="none" if quick else "random", api_name="/find_pictures")
     wait_for(lambda: client.predict(project, api_name="/project_status")["search"] == "done")
     settings = {"steps": 2000, "checkpoint_every": 100, "validation_images": 0, "batch_size": 8 if quick else 16}
+    settings["subject_steps"] = 0  # all steps alike, from the first to the last
     client.predict(project, **settings, api_name="/train")
     wait_for(lambda: client.predict(project, "001", api_name="/run_status")["step"] > 0)
     return project
@@ -82,14 +94,6 @@ def step_of(client: Client, project: str) -> tuple[int, float]:
     return found["step"], time.monotonic()
 
 
-def pace_of(client: Client, project: str, seconds: float) -> float:
-    """Steps a second while nobody looks."""
-    first, began = step_of(client, project)
-    time.sleep(seconds)
-    last, ended = step_of(client, project)
-    return (last - first) / (ended - began)
-
-
 def stand_back() -> None:
     """Leave the processors to the server and the training, from now on and for whatever this process starts."""
     if hasattr(os, "SCHED_IDLE"):
@@ -98,30 +102,41 @@ def stand_back() -> None:
         os.nice(19)
 
 
-async def watch(client: Client, address: str, project: str, browsers: int, seconds: float):
-    """Everybody looks: seconds of each tick's answer, of each opening of the page, of Chromium's, and steps a second."""
+async def watch(client: Client, address: str, project: str, browsers: int, seconds: float) -> Watched:
+    """Everybody opens the page; then nobody and everybody looks, turn about, `seconds` of each in all."""
+    found = Watched()
     sessions = [Session(address, project) for _ in range(browsers - 1)]
-    opened = await asyncio.gather(*(session.open() for session in sessions))
+    found.opened += await asyncio.gather(*(session.open() for session in sessions))
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = await chromium.new_page()
-        began = time.monotonic()
-        await page.goto(f"{address}/?project={project}")
-        await page.locator("#training-panel progress").wait_for(timeout=120_000)
-        opened.append(time.monotonic() - began)
-        await page.evaluate("performance.setResourceTimingBufferSize(100000); performance.clearResourceTimings()")
-        first, began = await asyncio.to_thread(step_of, client, project)
-        until, spent = time.monotonic() + seconds, processor_seconds()
-        await asyncio.gather(*(session.look(until) for session in sessions), asyncio.sleep(seconds))
-        last, ended = await asyncio.to_thread(step_of, client, project)
-        cores = {name: (used - spent[name]) / (ended - began) for name, used in processor_seconds().items()}
-        asked = "performance.getEntriesByType('resource').filter(r => /heartbeat|\\/run\\//.test(r.name))"
-        own = await page.evaluate(f"{asked}.map(r => r.duration / 1000)")
+        for _ in range(ROUNDS):
+            await page.goto("about:blank")
+            await asyncio.sleep(REST)
+            first, began = await asyncio.to_thread(step_of, client, project)
+            await asyncio.sleep(seconds / ROUNDS)
+            last, ended = await asyncio.to_thread(step_of, client, project)
+            found.alone.append((last - first) / (ended - began))
+
+            opened = time.monotonic()
+            await page.goto(f"{address}/?project={project}")
+            await page.locator("#training-panel progress").wait_for(timeout=120_000)
+            found.opened.append(time.monotonic() - opened)
+            await asyncio.sleep(REST)
+            await page.evaluate("performance.setResourceTimingBufferSize(100000); performance.clearResourceTimings()")
+            first, began = await asyncio.to_thread(step_of, client, project)
+            until, spent = time.monotonic() + seconds / ROUNDS, processor_seconds()
+            await asyncio.gather(*(session.look(until) for session in sessions), asyncio.sleep(seconds / ROUNDS))
+            last, ended = await asyncio.to_thread(step_of, client, project)
+            found.watched.append((last - first) / (ended - began))
+            found.cores.append({k: (used - spent[k]) / (ended - began) for k, used in processor_seconds().items()})
+            asked = "performance.getEntriesByType('resource').filter(r => /heartbeat|\\/run\\//.test(r.name))"
+            found.chromium += await page.evaluate(f"{asked}.map(r => r.duration / 1000)")
         await chromium.close()
-    answers = [answer for session in sessions for answer in session.answers]
+    found.answers += [answer for session in sessions for answer in session.answers]
     for session in sessions:
         await session.http.aclose()
-    return answers, opened, own, (last - first) / (ended - began), cores
+    return found
 
 
 def processor_seconds() -> dict[str, float]:
@@ -176,19 +191,22 @@ class Session:
         await asyncio.sleep(secrets.randbelow(1000) / 1000)  # not all at the same moment
         while time.monotonic() < until:
             about = json.dumps([self.values.get(component) for component in self.about])
-            beat = await self._answer(self.http.get("/heartbeat", params={"page": self.hash, "about": about}))
+            beat = await self._answer("GET", "/heartbeat", params={"page": self.hash, "about": about})
             next_beat = time.monotonic() + beat["wait"]
             for box, word, follower in zip(self.boxes, beat["words"], self.followers):
                 if word != self.values.get(box):
                     self.values[box] = word
                     data = [self.values.get(component) for component in follower["inputs"]]
                     asked = {"data": data, "fn_index": follower["id"], "session_hash": self.hash}
-                    self._take(follower, await self._answer(self.http.post("/gradio_api/run/predict", json=asked)))
+                    self._take(follower, await self._answer("POST", "/gradio_api/run/predict", json=asked))
             await asyncio.sleep(max(0.0, next_beat - time.monotonic()))
 
-    async def _answer(self, request) -> dict:
+    async def _answer(self, method: str, path: str, **asked) -> dict:
         began = time.monotonic()
-        answer = await request
+        try:
+            answer = await self.http.request(method, path, **asked)
+        except (ReadError, RemoteProtocolError):  # the server closed a kept connection: browsers, too, ask again
+            answer = await self.http.request(method, path, **asked)
         answer.raise_for_status()
         self.answers.append(time.monotonic() - began)
         return answer.json()
@@ -207,23 +225,24 @@ def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(int(part * len(values)), len(values) - 1)]
 
 
-def report(quick, browsers, seconds, alone, watched, answers, opened, chromium, cores) -> None:
-    everything = [*answers, *chromium]
-    pace = sum(alone) / len(alone)
+def report(quick: bool, browsers: int, seconds: float, found: Watched) -> None:
+    everything = [*found.answers, *found.chromium]
+    kept = statistics.fmean(found.watched) / statistics.fmean(found.alone)
     headline = {
         "latency_p95_seconds": round(percentile(everything, 0.95), 3),
-        "training_speed_kept": round(watched / pace, 3),
+        "training_speed_kept": round(kept, 3),
     }
+    cores = {name: round(statistics.fmean(each[name] for each in found.cores), 3) for name in found.cores[0]}
     figures = {
         "browsers": browsers,
         "seconds": seconds,
         "answers": len(everything),
         "latency_p50_p95_p99_max": [round(percentile(everything, part), 4) for part in (0.5, 0.95, 0.99, 1.0)],
-        "chromium_p95": round(percentile(chromium, 0.95), 4),
-        "opening_p50_max": [round(percentile(opened, part), 3) for part in (0.5, 1.0)],
-        "steps_a_second_alone": [round(value, 3) for value in alone],
-        "steps_a_second_watched": round(watched, 3),
-        "cores": {name: round(value, 3) for name, value in cores.items()},
+        "chromium_p95": round(percentile(found.chromium, 0.95), 4),
+        "opening_p50_max": [round(percentile(found.opened, part), 3) for part in (0.5, 1.0)],
+        "steps_a_second_alone": [round(value, 3) for value in found.alone],
+        "steps_a_second_watched": [round(value, 3) for value in found.watched],
+        "cores": cores,
         **headline,
     }
     if quick:
@@ -241,13 +260,17 @@ def report(quick, browsers, seconds, alone, watched, answers, opened, chromium, 
 
 {len(everything):,} answers in {seconds:.0f} s: half within {p50:.2f} s, 99% within {p99:.2f} s, the slowest {most:.2f} s;
 those to Chromium 95% within {figures["chromium_p95"]:.2f} s. Opening the page, all {browsers} at once: half within
-{middle:.1f} s, the slowest {slowest:.1f} s. Steps a second: {alone[0]:.2f} and {alone[1]:.2f} alone, before and after;
-{watched:.2f} watched. All share the machine, the browsers at idle priority: of its cores
+{middle:.1f} s, the slowest {slowest:.1f} s. Steps a second in turn: {_in_words(found.alone)} while nobody looked and
+{_in_words(found.watched)} while everybody did. All share the machine, the browsers at idle priority: of its cores
 they had {cores["browsers"]:.2f}, the server {cores["server"]:.2f} and the training {cores["training"]:.2f}.
 """
     record.write("browsers", figures, text, headline)
     if headline["latency_p95_seconds"] >= LATENCY or headline["training_speed_kept"] < SPEED:
         sys.exit(1)
+
+
+def _in_words(paces: list[float]) -> str:
+    return ", ".join(f"{pace:.2f}" for pace in paces)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,7 +150,7 @@ class Bench:
     def _wait_for_draft(self, process: multiprocessing.Process, run: Run, wanted: int) -> None:
         seen: set[str] = set()
         while process.is_alive() and len(seen) < wanted:
-            if run.checkpoints.is_dir():
+            with suppress(FileNotFoundError):  # a run that begins clears the folder away
                 seen |= {path.name for path in run.checkpoints.glob(".*")}
 
     def _server(self) -> subprocess.Popen:
