@@ -62,8 +62,9 @@ class Backbone:
         second = getattr(self.pipeline, "text_encoder_2", None)
         return (self.pipeline.text_encoder,) if second is None else (self.pipeline.text_encoder, second)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
+        """Of the UNet; kept, since diffusers walks through all modules to find it, which cost a third of a small step."""
         return self.pipeline.unet.dtype
 
     @property

@@ -24,16 +24,15 @@ COMPILE_STEPS = 1500  # from here on the time to compile is repaid on a GPU
 def new_optimizer(
     weights: dict[str, torch.nn.Parameter], settings: TrainingSettings, preset: Preset = PLENTY
 ) -> torch.optim.Optimizer:
-    """AdamW over the adapter's weights: fused on a GPU, of 8 bits where the preset asks and bitsandbytes is there."""
+    """Fused AdamW over the adapter's weights; on a GPU of 8 bits where the preset asks and bitsandbytes is there."""
     options = {"lr": settings.learning_rate, "betas": (0.9, 0.99), "weight_decay": 0.01}
-    on_gpu = next(iter(weights.values())).is_cuda
-    if preset.eight_bit and on_gpu:
+    if preset.eight_bit and next(iter(weights.values())).is_cuda:
         if importlib.util.find_spec("bitsandbytes"):
             from bitsandbytes.optim import AdamW8bit
 
             return AdamW8bit(weights.values(), **options)
         logger.info("The optimiser keeps 32-bit states: `pip install bitsandbytes` would save some memory.")
-    return torch.optim.AdamW(weights.values(), **options, fused=on_gpu or None)
+    return torch.optim.AdamW(weights.values(), **options, fused=True)
 
 
 @contextmanager
