@@ -16,6 +16,7 @@ from bat_ui.settings import (
     FOR_PHOTOS,
     PREDICTIONS,
     RULES,
+    SCHEDULES,
     GenerationSettings,
     SelectionSettings,
     TrainingSettings,
@@ -33,6 +34,8 @@ HELP = {
     "steps": "training steps",
     "rank": "LoRA rank",
     "learning_rate": "learning rate of the adapter",
+    "lr_scheduler": f"how the learning rate goes: {', '.join(SCHEDULES)}",
+    "lr_warmup_steps": "steps in which the learning rate rises from zero",
     "batch_size": "pictures in a training step",
     "backbone_share": "part of each batch that is backbone pictures",
     "strength": "of the backbone pictures, times the lambda that the selection suggests",
@@ -49,6 +52,8 @@ HELP = {
     "store": "choose from this ingested store, by name or place, not the backbone's own",
     "text_encoder": "let the text encoder learn, too",
 }
+
+CHOICES = {"rule": RULES, "lr_scheduler": SCHEDULES}
 
 CHOOSE = {
     "drop": "leave these pictures out",
@@ -223,7 +228,7 @@ def _add_settings(parser: argparse.ArgumentParser, *kinds: type, leave_out: Sequ
                 "--" + name.replace("_", "-"),
                 dest=name,
                 default=argparse.SUPPRESS,  # what is left out depends on the backbone, or on the run that is resumed
-                choices=RULES if name == "rule" else None,
+                choices=CHOICES.get(name),
                 help=HELP[name] + ("" if default in (None, "") else f" (default: {said})"),
                 **(switch if isinstance(default, bool) else {"type": int if default is None else type(default)}),
             )

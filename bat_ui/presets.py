@@ -24,6 +24,7 @@ class Preset:
 
 
 PLENTY = Preset("plenty")
+ONE_BY_ONE = Preset("one by one", rows=1, pictures=1)  # one keeps a processor busy: more at once only take memory
 MEMORY = ("auto", "8", "12", "16", "24", "plenty")  # gigabytes
 
 SMALL = {  # the sticker backbone fits anywhere; Stable Diffusion 1.5 and 2.1
@@ -43,14 +44,16 @@ LARGE = {  # SDXL
 
 
 def choose_preset(family: str, memory: str = "auto", gigabytes: float | None = None) -> Preset:
-    """The preset called `memory`; "auto" is the largest that `gigabytes` hold, and PLENTY without a GPU (None).
+    """The preset called `memory`; "auto" is the largest that `gigabytes` hold, and ONE_BY_ONE without a GPU (None).
 
     Raises UserError for a name that is none of MEMORY.
     """
     if memory not in MEMORY:
         raise UserError(f'There is no memory preset "{memory}": choose one of {", ".join(MEMORY)}.')
-    if family == "sticker" or (memory == "auto" and gigabytes is None):
+    if family == "sticker":
         return PLENTY
+    if memory == "auto" and gigabytes is None:
+        return ONE_BY_ONE
     table = LARGE if family == "sdxl" else SMALL
     if memory != "auto":
         return table[memory]

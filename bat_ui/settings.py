@@ -11,6 +11,7 @@ from typing import TypeVar
 
 Settings = TypeVar("Settings")
 RULES = ("albat", "nearest", "random", "none")
+SCHEDULES = ("constant", "linear", "cosine")  # how the learning rate goes after the warm-up: it stays, or falls to zero
 PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may predict
 ADAPTERS = ("diffusers", "kohya")  # forms in which an adapter is exported
 DATASETS = ("kohya-dataset", "custom-diffusion", "imagefolder")  # forms of a selection as a training set
@@ -38,6 +39,8 @@ class TrainingSettings:
     steps: int = 400
     rank: int = 32
     learning_rate: float = 1e-3
+    lr_scheduler: str = "constant"  # one of SCHEDULES
+    lr_warmup_steps: int = 0  # in which the learning rate rises from zero
     batch_size: int = 8
     backbone_share: float = 0.5  # part of each batch that is backbone pictures, if there are any
     strength: float = (
@@ -59,8 +62,8 @@ class TrainingSettings:
         return min(self.steps / 5 if self.subject_steps is None else self.subject_steps, self.steps / 2)
 
     def subject_alone(self, steps: int) -> TrainingSettings:
-        """The run's first `steps`, in which the subject has its part of each batch and nothing else is there."""
-        return replace(self, steps=steps, batch_size=max(self.batch_size - self.from_backbone, 1))
+        """A run of `steps`, in which the subject has its part of each batch, nothing else is there and no rate falls."""
+        return replace(self, steps=steps, batch_size=max(self.batch_size - self.from_backbone, 1), lr_scheduler="constant")
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
+from bat_ui.training.speed import checkpointing
 
-BATCH_ROWS = 64  # images x draws in one pass
+BATCH_ROWS = 64  # images x draws in one pass, where memory is plenty
 SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
 CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the subject's
 PICTURES_PER_GROUP = 20
@@ -126,18 +127,14 @@ def sketch_images(
     curvature: str,
     seed: int,
 ) -> BatchSketch:
-    """Sketch b images over the same timesteps (d,) and noises (d, c, h, w)."""
-    return sketch(
-        backbone.unet,
-        _predictor(backbone, draw),
-        images,
-        keys,
-        projection,
-        draws=len(draw[0]),
-        vectors=vectors,
-        curvature=curvature,
-        seed=seed,
-    )
+    """Sketch b images over the same timesteps (d,) and noises (d, c, h, w), as many rows at once as the preset allows."""
+    draws, made, predict = len(draw[0]), [], _predictor(backbone, draw)
+    at_once = rows_at_once(backbone)
+    options = {"draws": draws, "draws_at_once": min(at_once, draws), "vectors": vectors, "curvature": curvature}
+    with checkpointing(backbone):
+        for rows in torch.arange(len(images)).split(max(at_once // draws, 1)):
+            made.append(sketch(backbone.unet, predict, images[rows], keys[rows], projection, seed=seed, **options))
+    return BatchSketch(*map(torch.cat, zip(*made)))
 
 
 def _sketch_all(
@@ -153,7 +150,7 @@ def _sketch_all(
     """Gradients (n, k) and Fisher curvature (n, vectors, k) of all candidates, on the CPU, over their common draws."""
     keys = torch.tensor([crc32(name.encode()) for name in ids])
     draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
-    gradients, curvature, per_pass = [], [], max(BATCH_ROWS // settings.draws, 1)
+    gradients, curvature, per_pass = [], [], max(rows_at_once(backbone) // settings.draws, 1)
     for first in range(0, len(ids), per_pass):
         rows = slice(first, first + per_pass)
         part = candidates[rows]
@@ -177,17 +174,28 @@ def _judge(
 
 def _gradient_by_draw(backbone: Backbone, images: Encoded, draw: tuple[Tensor, Tensor], projection: Projection) -> Tensor:
     """The images' summed gradient in each of d draws (d, k): every draw counts as an image of its own."""
-    draws, count = len(draw[0]), len(images)
-    keys = torch.arange(count * draws)
-    made = sketch(backbone.unet, _predictor(backbone, draw), images, keys, projection, draws=1, vectors=0)
-    return made.gradients.view(count, draws, -1).sum(0).cpu()
+    (timesteps, noise), count = draw, len(draw[0])
+
+    def predict(rows: Tensor, _: slice) -> tuple[Tensor, Tensor, float]:
+        made = backbone.predict(images[rows // count], timesteps[rows % count], noise[rows % count])
+        return *(part.contiguous() for part in made), 1.0
+
+    made = []
+    with checkpointing(backbone):
+        for rows in torch.arange(len(images) * count).split(rows_at_once(backbone)):
+            made.append(sketch(backbone.unet, predict, rows, rows, projection, vectors=0).gradients)
+    return torch.cat(made).view(len(images), count, -1).sum(0).cpu()
+
+
+def rows_at_once(backbone: Backbone) -> int:
+    return backbone.preset.rows or BATCH_ROWS
 
 
 def _predictor(backbone: Backbone, draw: tuple[Tensor, Tensor]) -> Predict:
-    """What `sketch` calls: prediction, target and weight of every image of a batch under every draw, image by image."""
-    timesteps, noise = draw
+    """What `sketch` calls: prediction, target and weight of every image of a batch under each draw, image by image."""
 
-    def predict(batch: Encoded) -> tuple[Tensor, Tensor, float]:
+    def predict(batch: Encoded, part: slice) -> tuple[Tensor, Tensor, float]:
+        timesteps, noise = (values[part] for values in draw)
         images = batch[torch.arange(len(batch)).repeat_interleave(len(timesteps))]
         prediction, target = backbone.predict(images, timesteps.repeat(len(batch)), noise.repeat(len(batch), 1, 1, 1))
         return prediction.contiguous(), target.contiguous(), 1.0

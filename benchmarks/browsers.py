@@ -81,7 +81,7 @@ def begin_training(client: Client, quick: bool) -> str:
     client.predict(project, rule="none" if quick else "random", api_name="/find_pictures")
     wait_for(lambda: client.predict(project, api_name="/project_status")["search"] == "done")
     settings = {"steps": 2000, "checkpoint_every": 100, "validation_images": 0, "batch_size": 8 if quick else 16}
-    settings["subject_steps"] = 0  # all steps alike, from the first to the last
+    settings["subject_steps"] = 1  # all steps alike, from the second on
     client.predict(project, **settings, api_name="/train")
     wait_for(lambda: client.predict(project, "001", api_name="/run_status")["step"] > 0)
     return project

@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", default="plenty")
+    parser.add_argument("--memory", default="auto")
     for hidden in ("--only", "--family"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--small", action="store_true", help=argparse.SUPPRESS)

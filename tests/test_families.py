@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 
 from bat_ui import generation
+from bat_ui.albat.sketch import make_projection
 from bat_ui.backbones import checkpoints
 from bat_ui.cli import main
+from bat_ui.evaluation.metrics import denoising_loss
 from bat_ui.presets import PLENTY
 from bat_ui.seeds import step_generator
 from bat_ui.settings import GenerationSettings, TrainingSettings
+from bat_ui.sketching import _gradient_by_draw, sketch_images
 from bat_ui.subject import Subject
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora, save_lora
@@ -179,7 +182,8 @@ def test_a_text_encoder_that_learns_changes_and_is_as_before_after_it(family, ph
 
 @pytest.mark.parametrize("preset", [{"rows": 1}, {"rows": 2, "checkpointing": True}, {"pictures": 1, "offload": True}])
 def test_what_saves_memory_changes_no_result(preset, photo_backbone):
-    plain, settings = photo_backbone("sdxl"), TrainingSettings(steps=2, rank=2, batch_size=4)
+    plain = replace(photo_backbone("sdxl"), preset=PLENTY)
+    settings = TrainingSettings(steps=2, rank=2, batch_size=4)
     learned = []
     for backbone in (plain, replace(plain, preset=replace(PLENTY, **preset))):
         subject, chosen = (backbone.encode(some_photos(), CAPTIONS, bucketed=b) for b in (False, True))
@@ -190,6 +194,34 @@ def test_what_saves_memory_changes_no_result(preset, photo_backbone):
             list(train(backbone, weights, optimizer, subject, chosen, settings))
             learned.append(torch.cat([p.detach().flatten() for p in weights.values()]) - start)
     assert (learned[1] - learned[0]).norm() < 1e-3 * learned[0].norm()
+
+
+@pytest.mark.parametrize("preset", [{"rows": 1}, {"rows": 3, "checkpointing": True}])
+def test_sketches_and_losses_keep_to_the_preset_and_are_the_same(preset, photo_backbone):
+    plain, asked = replace(photo_backbone("sdxl"), preset=PLENTY), []
+    careful = replace(plain, preset=replace(PLENTY, **preset))
+    draw = plain.draw(4, step_generator(0, 0))
+    images = plain.encode(some_photos(), CAPTIONS)
+
+    def everything(backbone):
+        backbone.unet.register_forward_hook(lambda _, __, output: asked.append(len(output.sample)))
+        with lora(backbone, 2, 0) as weights:
+            rng = torch.Generator().manual_seed(1)
+            for p in weights.values():
+                p.data += 0.1 * torch.randn(p.shape, generator=rng)
+            projection = make_projection(backbone.unet, 64, 0)
+            keys = torch.arange(len(images))
+            for vectors, kind in ((1, "fisher"), (2, "gauss_newton")):
+                yield from sketch_images(backbone, images, keys, draw, projection, vectors, kind, 0)
+            yield _gradient_by_draw(backbone, images, draw, projection)
+            yield denoising_loss(backbone, images, draw)
+
+    whole = list(everything(plain))
+    assert max(asked) > preset["rows"]
+    asked.clear()
+    for one, other in zip(whole, everything(careful), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+    assert max(asked) == preset["rows"]
 
 
 @pytest.mark.gpu

@@ -3,7 +3,7 @@
 import pytest
 
 from bat_ui.errors import UserError
-from bat_ui.presets import LARGE, PLENTY, SMALL, choose_preset
+from bat_ui.presets import LARGE, ONE_BY_ONE, PLENTY, SMALL, choose_preset
 
 CARDS = {6.0: "8", 8.3: "8", 11.5: "12", 12.6: "12", 15.8: "16", 16.9: "16", 24.0: "24", 25.3: "24", 80.0: "plenty"}
 
@@ -18,8 +18,8 @@ def test_a_name_overrides_what_is_there():
     assert choose_preset("sdxl", "8", 80.0) == LARGE["8"] and choose_preset("sd21", "16", None) == SMALL["16"]
 
 
-def test_stickers_and_processors_need_no_saving():
-    assert choose_preset("sticker", "8", 4.0) == PLENTY == choose_preset("sdxl", "auto", None)
+def test_stickers_need_no_saving_and_a_processor_takes_photographs_one_by_one():
+    assert choose_preset("sticker", "8", 4.0) == PLENTY and choose_preset("sdxl", "auto", None) == ONE_BY_ONE
 
 
 def test_less_memory_never_means_more_pictures_at_once():

@@ -3,8 +3,8 @@
 In: a module with LoRA layers, a callable that predicts a batch of images x draws, a seeded projection. Out: per image
 the projected gradient g_c and r projected curvature vectors u_c. One forward, one backward for the gradients and one
 more for each Gauss-Newton vector, whatever the number of images; the gradients exist one layer at a time, never as
-(images x parameters). Left out on purpose: gradients of anything but LoRA weights, gradient checkpointing (switch it
-off while sketching), DoRA and other LoRA variants, and the loop over batches: every image is independent of its batch.
+(images x parameters). Left out on purpose: gradients of anything but LoRA weights, DoRA and other LoRA variants, and
+the loop over batches: every image is independent of its batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bat_ui.errors import UserError
 
-Predict = Callable[[Any], tuple[Tensor, Tensor, Tensor | float]]
+Predict = Callable[[Any, slice], tuple[Tensor, Tensor, Tensor | float]]
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,16 @@ def sketch(
     projection: Projection,
     *,
     draws: int = 1,
+    draws_at_once: int | None = None,
     vectors: int = 1,
     curvature: str = "gauss_newton",
     seed: int = 0,
 ) -> BatchSketch:
     """Sketch the LoRA gradient and curvature of each of b images, whose loss is the mean of its draws' losses.
 
-    predict(batch) gives prediction, target (b * draws, ...) and a weight that broadcasts against them, rows ordered
-    image by image; a row's loss is the mean over its E elements of weight * (prediction - target)^2.
+    predict(batch, part) gives prediction, target (b * draws in part, ...) and a weight that broadcasts against them, rows
+    ordered image by image; a row's loss is the mean over its E elements of weight * (prediction - target)^2.
+    draws_at_once: in one forward, since everything is a sum over draws; None: all, which is fastest where memory allows.
     keys (b,): one integer for each image, the same in every batch and shard; they seed the random cotangents.
 
     gradients: g_c, the gradient of the image's loss. curvature: r = `vectors` vectors u with E[sum_r u u'] = H_c, the
@@ -151,32 +153,36 @@ def sketch(
         raise ValueError(f"curvature is gauss_newton or fisher, not {curvature}")
     if curvature == "fisher" and vectors and draws < 2:
         raise UserError("Curvature from gradients needs at least 2 draws of each image.")
-    with _taps(model, projection, len(keys), draws) as tap, torch.enable_grad():
-        prediction, target, weight = predict(batch)
-        if prediction.shape[0] != len(keys) * draws:
-            raise UserError(f"The prediction has {prediction.shape[0]} rows for {len(keys)} images x {draws} draws.")
-        keys = keys.to(prediction.device)
-        residual = prediction.detach().float() - target.detach().float()
-        weight = torch.as_tensor(weight, device=residual.device).float()
-        loss = (weight * residual**2).view(len(keys), -1).mean(1)
-        elements = residual[0].numel()
-        # Cotangents of order one keep half precision from underflowing; the small factors are applied to the sketch.
-        backward = (weight * residual).to(prediction.dtype)
-        scale, root = 2 / (elements * draws), math.sqrt(2 / (elements * draws * max(vectors, 1)))
-        if curvature == "fisher" and vectors:
-            signs = torch.stack([_signs(seed, keys, q, draws) for q in range(vectors)], 1)
-            total = tap.backward(prediction, backward, torch.cat([torch.ones_like(signs[:, :1]), signs], 1), last=True)
-            size = root / loss.clamp_min(1e-20).sqrt()
-            return BatchSketch(total[:, 0] * scale, total[:, 1:] * size[:, None, None], loss)
-        total = tap.backward(prediction, backward, None, last=vectors == 0)
-        gradients, rows = total[:, 0] * scale, []
-        for q in range(vectors):
-            v = _signs(seed, keys, q, draws * elements).view(prediction.shape)
-            cotangent = (weight.sqrt() * v).to(prediction.dtype)
-            rows.append(tap.backward(prediction, cotangent, None, last=q == vectors - 1))
-        shape = (len(keys), 0, projection.size)
-        vectors_out = torch.cat(rows, 1) * root if rows else gradients.new_zeros(shape)
-        return BatchSketch(gradients, vectors_out, loss)
+    images, fisher, parts = len(keys), curvature == "fisher" and vectors > 0, []
+    for first in range(0, draws, draws_at_once or draws):
+        part = slice(first, min(first + (draws_at_once or draws), draws))
+        count = part.stop - part.start
+        with _taps(model, projection, images, count) as tap, torch.enable_grad():
+            prediction, target, weight = predict(batch, part)
+            if prediction.shape[0] != images * count:
+                raise UserError(f"The prediction has {prediction.shape[0]} rows for {images} images x {count} draws.")
+            keys = keys.to(prediction.device)
+            residual = prediction.detach().float() - target.detach().float()
+            weight = torch.as_tensor(weight, device=residual.device).float()
+            elements = residual[0].numel()
+            # Cotangents of order one keep half precision from underflowing; the small factors are applied to the sketch.
+            backward = (weight * residual).to(prediction.dtype)
+            if fisher:
+                signs = torch.stack([_signs(seed, keys, q, draws)[:, part] for q in range(vectors)], 1)
+                rows = [tap.backward(prediction, backward, torch.cat([torch.ones_like(signs[:, :1]), signs], 1), last=True)]
+            else:
+                rows = [tap.backward(prediction, backward, None, last=vectors == 0)]
+                for q in range(vectors):
+                    v = _signs(seed, keys, q, draws * elements).view(images, draws, elements)[:, part]
+                    cotangent = (weight.sqrt() * v.reshape(prediction.shape)).to(prediction.dtype)
+                    rows.append(tap.backward(prediction, cotangent, None, last=q == vectors - 1))
+        parts.append((torch.cat(rows, 1), (weight * residual**2).view(images, -1).sum(1)))
+    total, losses = (torch.stack(sums).sum(0) for sums in zip(*parts))
+    loss = losses / (elements * draws)
+    size = math.sqrt(2 / (elements * draws * max(vectors, 1)))
+    if fisher:
+        size = (size / loss.clamp_min(1e-20).sqrt())[:, None, None]
+    return BatchSketch(total[:, 0] * (2 / (elements * draws)), total[:, 1:] * size, loss)
 
 
 class _Tap:

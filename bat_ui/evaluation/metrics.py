@@ -35,8 +35,7 @@ def denoising_loss(backbone: Backbone, images: Encoded, draws: Draws) -> Tensor:
     timesteps, noise = draws
     count = len(timesteps)
     losses = torch.empty(len(images) * count)
-    for start in range(0, len(losses), ROWS):
-        rows = torch.arange(start, min(start + ROWS, len(losses)))
+    for rows in torch.arange(len(losses)).split(backbone.preset.rows or ROWS):
         image, draw = (rows // count).to(images.latents.device), (rows % count).to(timesteps.device)
         prediction, target = backbone.predict(images[image], timesteps[draw], noise[draw])
         losses[rows] = (prediction.float() - target.float()).square().mean((1, 2, 3)).cpu()

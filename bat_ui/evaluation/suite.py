@@ -227,7 +227,7 @@ class Bench:
         if chosen.subject_steps is not None:
             training = replace(training, subject_steps=chosen.subject_steps)
         if job.rule == "none_share":
-            training = training.subject_alone(training.steps)
+            training = replace(training.subject_alone(training.steps), lr_scheduler=training.lr_scheduler)
         said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
             said = predict(pool, chosen.ids, None if chosen.images is None else chosen.images.weights, training.strength)
@@ -306,7 +306,9 @@ def generation_settings() -> GenerationSettings:
 def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
     """Digest of all that changes every rule's rows: the weights, the training and the measuring."""
     apart = ("steps", "strength", "seed", "checkpoint_every", "text_encoder")  # these are in the key, or change nothing
-    training = {k: v for k, v in asdict(settings.training).items() if k not in apart}
+    later = {"lr_scheduler": "constant", "lr_warmup_steps": 0}  # settings that rows were measured before, at their defaults
+    every = asdict(settings.training).items()
+    training = {k: v for k, v in every if k not in apart and (k not in later or v != later[k])}
     measured = [settings.given, settings.loss_draws, settings.prior_pictures, settings.prior_draws]
     return _digest([training, measured, backbone_digest(backbone), backbone.clip.digest])
 

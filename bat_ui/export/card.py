@@ -128,6 +128,7 @@ def _training(choice: Choice, report: dict, step: int | None) -> str:
         "steps": "steps",
         "rank": "rank (alpha is the same)",
         "learning_rate": "learning rate",
+        "lr_scheduler": "learning rate schedule",
         "batch_size": "batch size",
     }
     names |= {"strength": "weight of the backbone pictures", "seed": "seed"}

@@ -112,6 +112,8 @@ def metadata(project: Project, backbone: Backbone, tensors: dict[str, Tensor]) -
         "ss_resolution": f"({side}, {side})",
         "ss_seed": settings.get("seed"),
         "ss_learning_rate": settings.get("learning_rate"),
+        "ss_lr_scheduler": settings.get("lr_scheduler"),
+        "ss_lr_warmup_steps": settings.get("lr_warmup_steps"),
         "ss_batch_size_per_device": settings.get("batch_size"),
         "ss_max_train_steps": settings.get("steps"),
         "ss_steps": used_step(project) or training.get("steps"),

@@ -18,7 +18,7 @@ from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
 from bat_ui.training.processes import Processes, processes
-from bat_ui.training.speed import new_optimizer, ready_to_train
+from bat_ui.training.speed import learning_rates, new_optimizer, ready_to_train
 
 __all__ = ["Encoded", "Step", "new_optimizer", "train"]
 
@@ -55,6 +55,7 @@ def train(
     from_subject = max(settings.batch_size - from_backbone, 1)
     learns_text = any(name.startswith("text_encoder") for name in weights)
     scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
+    learning_rate = learning_rates(settings)
     with ready_to_train(backbone, settings.steps - start):
         for step in range(start, settings.steps):
             rng = step_generator(settings.seed, step)
@@ -79,6 +80,8 @@ def train(
                     losses[at] = found.detach()
                 first += len(batch)
             together.add_up(weights.values(), losses)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step)
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
             scaler.step(optimizer)

@@ -15,7 +15,7 @@ from bat_ui import queue, registry
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, read_json_lines
 from bat_ui.project import Project, Run
-from bat_ui.settings import TrainingSettings, ValidationSettings
+from bat_ui.settings import SCHEDULES, TrainingSettings, ValidationSettings
 from bat_ui.web.binding import bound, settings_from, shown
 from bat_ui.web.charts import Series, line_chart, smoothed
 from bat_ui.web.parts import (
@@ -71,6 +71,12 @@ def build_training_step(shared: Shared) -> Step:
                     "strength": strength,
                     "rank": rank,
                     "learning_rate": gr.Number(label="Learning rate", info="Size of a step.", minimum=0),
+                    "lr_scheduler": gr.Dropdown(
+                        list(SCHEDULES), label="Schedule", info="Stays, or falls to zero by the end."
+                    ),
+                    "lr_warmup_steps": gr.Number(
+                        label="Warm-up", info="Steps in which the rate rises.", minimum=0, precision=0
+                    ),
                     "batch_size": gr.Number(label="Batch size", info="Pictures in a step.", minimum=1, precision=0),
                     "backbone_share": gr.Slider(0, 0.9, step=0.05, label="Backbone share", info="Part of each batch."),
                     "subject_steps": gr.Number(

@@ -41,8 +41,15 @@ def data(model, images=5, draws=3, dtype=torch.float32):
     return x, y + torch.randn_like(y), torch.rand(images * draws, 1, 1).to(dtype) + 0.5
 
 
-def predictor(model):
-    return lambda batch: (model(batch[0]), batch[1], batch[2])
+def predictor(model, draws=1):
+    """`draws` of each image, where a sketch takes a part of them at once."""
+
+    def predict(batch, part):
+        rows = torch.arange(len(batch[0])).view(-1, draws)[:, part].flatten()
+        x, y, w = (t[rows] if isinstance(t, torch.Tensor) else t for t in batch)
+        return model(x), y, w
+
+    return predict
 
 
 def explicit(model, projection):
@@ -102,6 +109,17 @@ def test_curvature_vectors_average_to_the_gauss_newton_matrix():
     assert error.max() < 0.3
     trace = torch.einsum("brk,brk->b", u, u) / wanted.diagonal(dim1=1, dim2=2).sum(1)
     assert (trace - 1).abs().max() < 0.12
+
+
+@pytest.mark.parametrize("kind", ["gauss_newton", "fisher"])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_sketch_is_the_same_however_many_draws_go_through_the_model_at_once(kind, at_once):
+    model = adapted()
+    batch, projection, options = data(model), make_projection(model, 24, seed=3), {"vectors": 2, "curvature": kind}
+    whole = sketch(model, predictor(model, 3), batch, torch.arange(5), projection, draws=3, **options)
+    parts = sketch(model, predictor(model, 3), batch, torch.arange(5), projection, draws=3, draws_at_once=at_once, **options)
+    for one, other in zip(whole, parts):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_fisher_vectors_are_signed_sums_of_the_draws_gradients():

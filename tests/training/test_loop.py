@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.seeds import step_generator
@@ -65,6 +66,29 @@ def test_backbone_pictures_come_in_after_the_subject_steps_as_early_stopping_wou
     with lora(backbone, 2, 0) as weights:
         steps = list(train(backbone, weights, new_optimizer(weights, settings), pictures(2, 1), pictures(2, 2), settings))
     assert [s.backbone_loss is None for s in steps] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_the_learning_rate_goes_as_diffusers_has_it_also_in_a_run_that_goes_on(name, backbone, pictures):
+    settings = TrainingSettings(steps=6, rank=2, batch_size=2, learning_rate=0.01, lr_scheduler=name, lr_warmup_steps=2)
+    twin = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    schedule = get_scheduler(
+        name.replace("constant", "constant_with_warmup"), twin, num_warmup_steps=2, num_training_steps=6
+    )
+    expected = []
+    for _ in range(6):
+        expected.append(twin.param_groups[0]["lr"])
+        twin.step()
+        schedule.step()
+
+    def rates(start: int) -> list[float]:
+        with lora(backbone, 2, 0) as weights:
+            optimizer = new_optimizer(weights, settings)
+            steps = train(backbone, weights, optimizer, pictures(2, 1), None, settings, start)
+            return [optimizer.param_groups[0]["lr"] for _ in steps]
+
+    assert rates(0) == pytest.approx(expected) and rates(4) == pytest.approx(expected[4:])
+    assert settings.subject_alone(3).lr_scheduler == "constant"
 
 
 def test_weights_decide_how_often_a_backbone_picture_is_drawn(backbone, pictures):
