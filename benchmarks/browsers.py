@@ -33,6 +33,7 @@ from playwright.async_api import async_playwright
 from serving import server, tiny_backbone, wait_for
 
 ROUNDS, REST = 3, 3.0  # nobody looks, then everybody; seconds before each, in which the last ones' answers come
+CONNECTIONS = 4  # of a session
 LATENCY, SPEED = 1.0, 0.9  # seconds at the 95th percentile, and the part of its pace that the training must keep
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -159,7 +160,7 @@ class Session:
     def __init__(self, address: str, project: str):
         self.project, self.hash, self.answers = project, secrets.token_hex(8), []
         # A connection is given up before the server does so after 5 seconds: a browser would ask again, httpx does not.
-        limits = Limits(max_connections=4, keepalive_expiry=3)
+        limits = Limits(max_connections=CONNECTIONS, keepalive_expiry=3)
         self.http = AsyncClient(base_url=address, timeout=120, limits=limits, verify=False)
         self.values: dict[int, object] = {}
 
@@ -203,10 +204,10 @@ class Session:
 
     async def _answer(self, method: str, path: str, **asked) -> dict:
         began = time.monotonic()
-        try:
-            answer = await self.http.request(method, path, **asked)
-        except (ReadError, RemoteProtocolError):  # the server closed a kept connection: browsers, too, ask again
-            answer = await self.http.request(method, path, **asked)
+        for _ in range(CONNECTIONS + 1):  # any of them may have been closed by the server: browsers, too, ask again
+            with suppress(ReadError, RemoteProtocolError):
+                answer = await self.http.request(method, path, **asked)
+                break
         answer.raise_for_status()
         self.answers.append(time.monotonic() - began)
         return answer.json()

@@ -186,7 +186,7 @@ def sketch(
 
 
 class _Tap:
-    """Turns the gradients that reach the lora_B outputs in one backward into one projected row for each image."""
+    """Turns the gradients that reach the LoRA matrices' outputs in one backward into one projected row for each image."""
 
     def __init__(self, projection: Projection, images: int, draws: int) -> None:
         self.projection, self.images, self.draws = projection, images, draws
@@ -204,52 +204,49 @@ class _Tap:
         torch.autograd.backward(prediction, cotangent, retain_graph=not last)
         return self.total
 
-    def receive(self, layer: LoraLayer, saved: list[Tensor], grad: Tensor) -> None:
-        x, hidden = saved
+    def receive(self, name: str, module: nn.Module, saved: list[Tensor], grad: Tensor) -> None:
+        """Add what the gradient of a module's output makes of its weight's, given the module's input in `saved`."""
+        x = saved[0]
         if self.last:
-            saved.clear()  # frees the layer's input as the backward goes on, as plain training does
+            saved.clear()  # frees the input as the backward goes on, as plain training does
         blocks = self.images * (1 if self.mix is None else self.draws)
-        form = _linear_gradients if isinstance(layer.a, nn.Linear) else _conv_gradients
-        for name, values in zip((layer.a_weight, layer.b_weight), form(layer, x, hidden, grad, blocks)):
-            values = values.view(self.images, -1, values.shape[1])
-            if self.mix is not None:
-                values = self.mix.to(torch.float32) @ values.float()
-            rows = self.projection.apply(name, values.reshape(-1, values.shape[2]))
-            self.total += rows.view(self.total.shape)
+        values = _weight_gradients(module, x, grad, blocks).view(self.images, -1, module.weight.numel())
+        if self.mix is not None:
+            values = self.mix.to(torch.float32) @ values.float()
+        rows = self.projection.apply(name, values.reshape(-1, values.shape[2]))
+        self.total += rows.view(self.total.shape)
 
 
-def _linear_gradients(layer: LoraLayer, x: Tensor, hidden: Tensor, grad: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """dA and dB (blocks, p) of a Linear: tokens, and draws where they share a block, are summed inside one product."""
-    x, hidden, grad = (t.reshape(blocks, -1, t.shape[-1]) for t in (x, hidden, grad))
-    down = grad @ layer.b.weight.to(grad.dtype)
-    return (down.mT @ x.to(down.dtype)).flatten(1), (grad.mT @ hidden.to(grad.dtype)).flatten(1)
-
-
-def _conv_gradients(layer: LoraLayer, x: Tensor, hidden: Tensor, grad: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """dA and dB (blocks, p) of a Conv2d. The r-channel gradient is unfolded onto the input's grid, not the input onto
-    the gradient's: r * kernel channels instead of in * kernel."""
-    conv, rank = layer.a, layer.a.out_channels
-    down = torch.einsum("or,nohw->nrhw", layer.b.weight.flatten(1).to(grad.dtype), grad)
-    db = grad.flatten(2) @ hidden.flatten(2).mT.to(grad.dtype)
-    if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0):
-        da = down.flatten(2) @ x.flatten(2).mT.to(grad.dtype)
+def _weight_gradients(module: nn.Module, x: Tensor, grad: Tensor, blocks: int) -> Tensor:
+    """(blocks, p): of the weight of a Linear or Conv2d, for each block of rows of its input and its output's gradient."""
+    x = x.to(grad.dtype)
+    if isinstance(module, nn.Linear):  # tokens, and draws where they share a block, are summed inside one product
+        x, grad = (t.reshape(blocks, -1, t.shape[-1]) for t in (x, grad))
+        return (grad.mT @ x).flatten(1)
+    if module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0):
+        found = grad.flatten(2) @ x.flatten(2).mT
     else:
-        pads = []
-        for axis in (0, 1):
-            stride, size, out = conv.stride[axis], x.shape[2 + axis], down.shape[2 + axis]
-            before = conv.dilation[axis] * (conv.kernel_size[axis] - 1) - conv.padding[axis]
-            after = size - (out - 1) * stride - 1 + conv.padding[axis]
-            pads = [before, after, *pads]
-        if conv.stride != (1, 1):
-            height, width = ((n - 1) * s + 1 for n, s in zip(down.shape[2:], conv.stride))
-            spread = down.new_zeros(*down.shape[:2], height, width)
-            spread[:, :, :: conv.stride[0], :: conv.stride[1]] = down
-            down = spread
-        patches = F.unfold(F.pad(down, pads), conv.kernel_size, dilation=conv.dilation)
-        da = (patches @ x.flatten(2).mT.to(grad.dtype)).view(len(x), rank, -1, conv.in_channels)
-        da = da.flip(2).transpose(2, 3)  # the unfolding runs through the kernel backwards
-    per_block = len(x) // blocks
-    return tuple(t.flatten(1).view(blocks, per_block, -1).sum(1, dtype=torch.float32) for t in (da.contiguous(), db))
+        found = _wide_gradients(module, x, grad)
+    return found.flatten(1).view(blocks, len(x) // blocks, -1).sum(1, dtype=torch.float32)
+
+
+def _wide_gradients(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
+    """(n, out, in, kernel). The gradient is unfolded onto the input's grid, not the input onto the gradient's: a LoRA down
+    convolution has fewer channels out than in."""
+    pads = []
+    for axis in (0, 1):
+        stride, size, out = conv.stride[axis], x.shape[2 + axis], grad.shape[2 + axis]
+        before = conv.dilation[axis] * (conv.kernel_size[axis] - 1) - conv.padding[axis]
+        after = size - (out - 1) * stride - 1 + conv.padding[axis]
+        pads = [before, after, *pads]
+    if conv.stride != (1, 1):
+        height, width = ((n - 1) * s + 1 for n, s in zip(grad.shape[2:], conv.stride))
+        spread = grad.new_zeros(*grad.shape[:2], height, width)
+        spread[:, :, :: conv.stride[0], :: conv.stride[1]] = grad
+        grad = spread
+    patches = F.unfold(F.pad(grad, pads), conv.kernel_size, dilation=conv.dilation)
+    found = (patches @ x.flatten(2).mT).view(len(x), conv.out_channels, -1, conv.in_channels)
+    return found.flip(2).transpose(2, 3).contiguous()  # the unfolding runs through the kernel backwards
 
 
 @contextmanager
@@ -258,26 +255,19 @@ def _taps(model: nn.Module, projection: Projection, images: int, draws: int) -> 
 
     With the weights frozen autograd forms no summed weight gradient; the graph starts at the taps instead.
     """
-    layers, tap, handles, inputs = lora_layers(model), _Tap(projection, images, draws), [], {}
+    layers, tap, handles = lora_layers(model), _Tap(projection, images, draws), []
     trained = [p for p in model.parameters() if p.requires_grad]
     modes = [(m, m.training) for m in model.modules()]
 
-    def after_a(layer: LoraLayer) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> None:
-            inputs[layer.a_weight] = args[0].detach()
-
-        return hook
-
-    def after_b(layer: LoraLayer) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x, hidden = inputs.pop(layer.a_weight), args[0].detach()
-            if x.shape[0] % (images * draws):
-                raise UserError(f"The layer {layer.name} mixes the images of a batch: leave it out of the adapter.")
-            saved = [x, hidden]
+    def tapped(name: str, layer: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if args[0].shape[0] % (images * draws):
+                raise UserError(f"The layer {layer} mixes the images of a batch: leave it out of the adapter.")
+            saved = [args[0].detach()]
             if not output.requires_grad:
                 output.requires_grad_(True)
                 output.register_post_accumulate_grad_hook(_forget)
-            output.register_hook(lambda grad: tap.receive(layer, saved, grad))
+            output.register_hook(lambda grad: tap.receive(name, module, saved, grad))
 
         return hook
 
@@ -286,8 +276,8 @@ def _taps(model: nn.Module, projection: Projection, images: int, draws: int) -> 
             parameter.requires_grad_(False)
         model.eval()
         for layer in layers:
-            handles.append(layer.a.register_forward_hook(after_a(layer)))
-            handles.append(layer.b.register_forward_hook(after_b(layer)))
+            handles.append(layer.a.register_forward_hook(tapped(layer.a_weight, layer.name)))
+            handles.append(layer.b.register_forward_hook(tapped(layer.b_weight, layer.name)))
         yield tap
     finally:
         for handle in handles:
