@@ -244,9 +244,12 @@ def _wide_gradients(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
         spread = grad.new_zeros(*grad.shape[:2], height, width)
         spread[:, :, :: conv.stride[0], :: conv.stride[1]] = grad
         grad = spread
-    patches = F.unfold(F.pad(grad, pads), conv.kernel_size, dilation=conv.dilation)
-    found = (patches @ x.flatten(2).mT).view(len(x), conv.out_channels, -1, conv.in_channels)
-    return found.flip(2).transpose(2, 3).contiguous()  # the unfolding runs through the kernel backwards
+    grad, (height, width) = F.pad(grad.contiguous(), pads), x.shape[2:]
+    rows, columns = (range(0, n * d, d) for n, d in zip(conv.kernel_size, conv.dilation))
+    shifted = [grad[:, :, i : i + height, j : j + width] for i in reversed(rows) for j in reversed(columns)]
+    patches = torch.stack(shifted, 2)  # (n, out, kernel, h, w)
+    found = patches.reshape(len(x), -1, height * width) @ x.flatten(2).mT
+    return found.view(len(x), conv.out_channels, -1, conv.in_channels).mT.contiguous()
 
 
 @contextmanager
