@@ -7,6 +7,7 @@ and the route that the page's script asks: many may look, and an event of Gradio
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from bat_ui.web.parts import Updates
 
 PATH = "/heartbeat"
 SECONDS = 1.0  # between two looks of a page
-A_SECOND = 10  # looks that the server answers; where more browsers look, each looks less often
+A_SECOND = 2 * (os.cpu_count() or 1)  # looks that the server answers; where more browsers look, each looks less often
 GONE_SECONDS = 30.0  # after which a page that asks no more is not counted
 
 ASK = """async (...values) => {
@@ -100,7 +101,7 @@ class Heartbeat:
         """Seconds until `page` should ask again: longer the more pages ask."""
         now = time.monotonic()
         self._pages = {name: at for name, at in self._pages.items() if now - at < GONE_SECONDS} | {page: now}
-        return max(SECONDS, len(self._pages) / A_SECOND)
+        return min(max(SECONDS, len(self._pages) / A_SECOND), GONE_SECONDS / 2)
 
     def _answer(self, request: Request) -> JSONResponse | PlainTextResponse:
         if not _may_look(request):

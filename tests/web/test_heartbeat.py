@@ -63,6 +63,8 @@ def test_the_more_pages_look_the_less_often_each_does(heartbeat, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("bat_ui.web.heartbeat.time.monotonic", lambda: now[0])
     assert heartbeat.wait("page") == heartbeat.wait("page") == 1.0
+    monkeypatch.setattr("bat_ui.web.heartbeat.A_SECOND", 10)
     assert [heartbeat.wait(f"page {i}") for i in range(49)][-1] == 5.0
+    assert max(heartbeat.wait(f"page {i}") for i in range(1000)) < GONE_SECONDS
     now[0] += GONE_SECONDS
     assert heartbeat.wait("page") == 1.0
