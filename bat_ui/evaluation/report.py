@@ -69,8 +69,8 @@ def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
         return ""
     subjects, seeds = {(r["style"], r["subject"]) for r in rows}, sorted({r["seed"] for r in rows})
     steps = sorted({r["step"] for r in rows if r["step"]})
-    s = rows[0]["settings"]
-    setting = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in s.items())
+    s = next((r for r in rows if r["selection"]), rows[0])["settings"]
+    setting = ", ".join(f"{k.replace('_', ' ')} {'as found' if v is None else v}" for k, v in s.items())
     return (
         f"{len(subjects)} held-out subjects, seeds {', '.join(map(str, seeds))}, measured at steps "
         f"{', '.join(map(str, steps))} of one training run each. A subject is one family in one style that the backbone "
