@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from bat_ui.albat import selection as albat
 from bat_ui.albat.selection import RULES, Assessment, Sketches, assess
+from bat_ui.albat.strength import MOST
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, replacing, write_json
 
@@ -65,9 +66,9 @@ class Choice:
 
     errors: the predicted-error curve relative to no picture, knee its default; groups: the verdicts with their evidence;
     strength: the lambda that the rule suggests (1 where it suggests none); subject_steps: how long the surrogate was trained
-    on the subject alone, and so should a run be (None: the rule has none); left_out: the losses of left-out pictures that
-    say so, by step; dropped, kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary),
-    with its `place` unless it is the backbone's own.
+    on the subject alone, and so should a run be (None: the rule has none); most_strength: what lambda may reach then;
+    left_out: the losses of left-out pictures that say both, by step; dropped, kept: what the user changed by hand; store:
+    what the store says of itself (StoreInfo.summary), with its `place` unless it is the backbone's own.
     """
 
     rule: str
@@ -78,6 +79,7 @@ class Choice:
     groups: tuple[dict, ...] = ()
     strength: float = 1.0
     subject_steps: int | None = None
+    most_strength: float = MOST
     left_out: tuple[dict, ...] = ()
     dropped: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -172,7 +174,8 @@ def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) 
     """Rank the candidates by `choice.rule`, its number and what was dropped and kept by hand (theory.md, step 6)."""
     place = {name: i for i, name in enumerate(sketches.ids)}
     dropped, kept = (tuple(id for id in ids if id in place) for ids in (choice.dropped, choice.kept))
-    selection = albat.select(sketches, assessment, choice.rule, choice.num_backbone, excluded=dropped, forced=kept)
+    hands = {"excluded": dropped, "forced": kept}
+    selection = albat.select(sketches, assessment, choice.rule, choice.num_backbone, **hands, most=choice.most_strength)
     unit = float(selection.errors[0]) if len(selection.errors) else 1.0
     rank_of = {sketches.ids[i]: rank for rank, i in enumerate(selection.order.tolist(), start=1)}
     gain_of = {sketches.ids[i]: float(gain) / unit for i, gain in zip(selection.order.tolist(), selection.gains)}
@@ -308,4 +311,4 @@ def predicted_error(choice: Choice, sketches_path: Path) -> float | None:
     if not choice.groups:
         return None
     ids = tuple(c.id for c in choice.looked_at if c.chosen)
-    return albat.predicted_error(*judge(sketches_path), choice.rule, ids)
+    return albat.predicted_error(*judge(sketches_path), choice.rule, ids, choice.most_strength)

@@ -12,7 +12,7 @@ from bat_ui.albat.selection import assess
 from bat_ui.albat.validity import GroupVerdict
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import SEARCH, Candidate, Choice, apply_selection, save_sketches
-from bat_ui.left_out import left_out_losses, surrogate_steps
+from bat_ui.left_out import left_out_losses, most_strength, surrogate_steps
 from bat_ui.project import Clock, Progress, Project, silent
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.sketching import sketch_candidates
@@ -99,7 +99,8 @@ def choose_by_albat(
         Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
     )
     losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.losses)) if found_out else ()
-    choice = Choice("albat", rows, settings.num_backbone, groups=groups, subject_steps=alone, left_out=losses)
+    when = {"subject_steps": alone, "most_strength": most_strength(training, found_out), "left_out": losses}
+    choice = Choice("albat", rows, settings.num_backbone, groups=groups, **when)
     choice = apply_selection(choice, sketches, assessment)
     clock.lap("ranking")
     return choice

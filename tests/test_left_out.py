@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from bat_ui.albat.strength import HIGHEST, MOST
 from bat_ui.evaluation.metrics import denoising_loss
-from bat_ui.left_out import DRAWS, STREAM, LeftOut, left_out_losses, surrogate_steps
+from bat_ui.left_out import DRAWS, REACH, STREAM, LeftOut, left_out_losses, most_strength, surrogate_steps
 from bat_ui.project import silent
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
@@ -46,6 +47,17 @@ def test_the_surrogate_ends_where_the_loss_of_left_out_pictures_is_lowest():
     found = LeftOut((10, 20, 40, 80), (0.5, 0.3, 0.2, 0.4))
     assert surrogate_steps(SelectionSettings(), SETTINGS, found) == 40
     assert surrogate_steps(SelectionSettings(surrogate_steps=7), SETTINGS, found) == 7
+
+
+def test_the_earlier_left_out_pictures_turn_the_more_lambda_may_reach():
+    """REACH of a run in: 1; otherwise in inverse proportion, as early stopping shrinks, within what was tried."""
+    training = TrainingSettings(steps=400)
+
+    def most(turning):
+        return most_strength(training, LeftOut((turning, 400), (0.1, 0.2)))
+
+    assert most(REACH * 400) == pytest.approx(1) and most(40) == pytest.approx(2 * most(80))
+    assert most(1) == HIGHEST and most_strength(training, None) == MOST
 
 
 def test_without_left_out_pictures_a_fifth_of_the_run_is_the_subjects_alone():

@@ -22,7 +22,7 @@ from bat_ui.errors import UserError
 
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit")  # each group counts as much as it helps; elsewhere all images count the same
-METHOD = 4  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+METHOD = 5  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 FEWEST, MANY = 40, 100  # bounds of the default number; images are ranked by the weights that FEWEST of them have
 
 
@@ -250,11 +250,11 @@ def predicted_errors(s: Sketches, a: Assessment, order: Tensor, shares: Shares, 
     )  # fmt: skip
 
 
-def predicted_error(s: Sketches, a: Assessment, rule: str, ids: tuple[str, ...]) -> float:
+def predicted_error(s: Sketches, a: Assessment, rule: str, ids: tuple[str, ...], most: float = MOST) -> float:
     """E(S) / E({}) of the images `ids` with the weights that training by `rule` gives them."""
     where = {name: i for i, name in enumerate(s.ids)}
     order = torch.tensor([where[name] for name in ids], dtype=torch.long)
-    errors = predicted_errors(s, a, order, _shares(s, a, rule, MOST), sizes=1)
+    errors = predicted_errors(s, a, order, _shares(s, a, rule, most), sizes=1)
     return float(errors[-1] / errors[0])
 
 

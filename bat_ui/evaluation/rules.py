@@ -22,6 +22,7 @@ from torch import Tensor
 from bat_ui.albat.benefit import asymptotic_error, error_curve
 from bat_ui.albat.cross_fit import rank_by_score
 from bat_ui.albat.selection import Assessment, Sketches, assess, risk_of, select
+from bat_ui.albat.strength import MOST
 from bat_ui.albat.validity import cluster
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -30,7 +31,7 @@ from bat_ui.errors import UserError
 from bat_ui.evaluation.subjects import Case
 from bat_ui.files import read_json, replacing, write_json
 from bat_ui.generation import generate
-from bat_ui.left_out import LeftOut, left_out_losses, surrogate_steps
+from bat_ui.left_out import LeftOut, left_out_losses, most_strength, surrogate_steps
 from bat_ui.project import Progress
 from bat_ui.search import find_candidates
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
@@ -163,8 +164,10 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
         sketches, assessment = pool.folded, pool.folded_assessment
     else:
         sketches, assessment = pool.candidates, pool.assessment
-    found = select(sketches, assessment, name, number, seed=seed, **options)
-    alone = None if rule in FIXED or folded else pool.subject_steps
+    measured = rule not in FIXED and not folded
+    most = pool.most_strength if measured else MOST
+    found = select(sketches, assessment, name, number, seed=seed, most=most, **options)
+    alone = pool.subject_steps if measured else None
     parts = ("sketches", *(["folds"] if folded else []), *(["left_out"] if alone is not None else []))
     seconds = time.perf_counter() - started + sum(pool.seconds[part] for part in parts)
     if not found.chosen:
@@ -202,7 +205,8 @@ class Pool:
     """Sketches of one case and seed, shared by all rules: the shortlist is the first `count` of `ids`, the rest are EXTRA.
 
     `everything` holds the sketches of all of them, folds included if they were asked for; `truth` the held-out members'
-    `judges` and `judge_curvature`, empty where no truth is known; `subject_steps` is the length of the surrogate's run.
+    `judges` and `judge_curvature`, empty where no truth is known; `subject_steps` is the length of the surrogate's run,
+    `most_strength` what lambda may reach after it.
     """
 
     everything: Sketches
@@ -211,6 +215,7 @@ class Pool:
     count: int
     seed: int
     subject_steps: int
+    most_strength: float
     seconds: dict[str, float]
 
     @cached_property
@@ -295,7 +300,8 @@ def make_pool(
         seconds |= {"left_out": time.perf_counter() - began}
         write_json(clock, seconds)
     kept = read_json(turning) if settings.surrogate_steps is None else None
-    alone = surrogate_steps(settings, training, LeftOut(**kept) if kept else None)
+    found_out = LeftOut(**kept) if kept else None
+    alone, most = surrogate_steps(settings, training, found_out), most_strength(training, found_out)
     surrogate = training.subject_alone(alone)
     if not main.is_file():
         began = time.perf_counter()
@@ -319,7 +325,7 @@ def make_pool(
             write_json(clock, seconds)
         sketches = replace(sketches, **load_file(folded))
     seconds = {"left_out": 0.0, "sketches": 0.0, "folds": 0.0} | seconds
-    return Pool(sketches, load_file(judging), vectors, len(found.ids), seed, alone, seconds)
+    return Pool(sketches, load_file(judging), vectors, len(found.ids), seed, alone, most, seconds)
 
 
 def predict(pool: Pool, ids: Sequence[str], weights: Tensor | None, strength: float) -> dict[str, float | None]:

@@ -67,10 +67,11 @@ def test_albat_takes_the_group_that_agrees_and_a_harmful_one_hardly_counts(made,
     assert {int(name.split()[1]) for name in strict.chosen} == set(range(50))
 
 
+@pytest.mark.parametrize("most", [MOST, 2.5])
 @pytest.mark.parametrize("rule", ["albat", "without_validity"])
-def test_lambda_stays_within_its_bounds_and_is_shared_by_groups(made, assessed, rule):
-    selection = select(made, assessed, rule, 60)
-    assert LEAST <= selection.strength <= MOST + 1e-6
+def test_lambda_stays_within_its_bounds_and_is_shared_by_groups(made, assessed, rule, most):
+    selection = select(made, assessed, rule, 60, most=most)
+    assert LEAST <= selection.strength <= most + 1e-6
     every = selection.weights / selection.weights.sum() * selection.strength
     if rule == "albat":
         groups = np.array([int(made.groups[int(name.split()[1])]) for name in selection.chosen])
@@ -78,7 +79,7 @@ def test_lambda_stays_within_its_bounds_and_is_shared_by_groups(made, assessed, 
         scale = {total[g] / assessed.strengths[g] for g in total if assessed.strengths[g] > 0.001}
         assert max(scale) < 1.001 * min(scale)
     else:
-        assert np.allclose(every, MOST / 60)
+        assert np.allclose(every, most / 60)
 
 
 def test_every_rule_gives_a_nested_order_without_repeats(made, assessed):
