@@ -119,6 +119,7 @@ def when(choice: Choice) -> str:
         tells += "It was best after a few steps, for they differ so much: backbone pictures come in almost at once."
     else:
         tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."
+    tells += f" The earlier, the more they are needed: they may count {choice.most_strength:.2g} times as much as your own."
     chart = line_chart(
         [Series("", points, "line")],
         x_label="training steps",
