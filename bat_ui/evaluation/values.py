@@ -39,12 +39,13 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
-    """The rows of one split under the configuration, and for each rule the sketches, that were measured last; and of what
-    remains of a rule, the number and strength of which there is most."""
+    """The rows of one split under the configuration, and for rules of sketches the form of the method, that were measured last;
+    and of what remains of a rule, the number and strength of which there is most."""
     rows = _latest([r for r in rows if r["split"] == split and not r["variant"]], lambda r: r["config"])
+    newest = next((r["selection"] for r in reversed(rows) if r["selection"]), None)
     kept = []
     for rule in ALL_RULES:
-        found = _latest([r for r in rows if r["rule"] == rule], lambda r: r["selection"])
+        found = [r for r in rows if r["rule"] == rule and r["selection"] in (None, newest)]
         kept += _most(found, lambda r: (r["number"], r["strength"]))
     return kept
 

@@ -68,7 +68,8 @@ def test_the_table_shows_the_method_that_was_measured_last_however_few_its_rows(
     before, now = row("a", 0, 1, 0.5) | {"config": "old"}, row("b", 0, 1, 0.4) | {"config": "new"}
     assert main_rows([before, before | {"seed": 1}, now, now | {"variant": "study", "config": "other"}]) == [now]
     sketched = [now | {"rule": "albat", "selection": s, "seed": i} for i, s in enumerate(("first", "first", "second"))]
-    assert main_rows([*sketched, now]) == [now, sketched[2]]
+    ablation = sketched[0] | {"rule": "albat_strict"}
+    assert main_rows([ablation, *sketched, now]) == [now, sketched[2]]
 
 
 def test_predictions_are_compared_over_the_rules_of_one_run():
