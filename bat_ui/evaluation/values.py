@@ -39,8 +39,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
-    """The rows of one split under the configuration, and for rules of sketches the form of the method, that came last; and of
-    what remains of a rule, the number and strength of which there is most."""
+    """The rows of one split under the configuration, and for rules of sketches the form of the method, that came last; and
+    of what remains of a rule, the number and strength of which there is most."""
     rows = _latest([r for r in rows if r["split"] == split and not r["variant"]], lambda r: r["config"])
     newest = next((r["selection"] for r in reversed(rows) if r["selection"]), None)
     kept = []
