@@ -194,13 +194,17 @@ def _run(part: str, rows: int, work: Path) -> dict:
 def table_of_growth(growth: dict[int, dict]) -> str:
     """Markdown: one line a size, and what the largest says about 100 million."""
     rows = [
-        f"| {n:,} | {f.get('write_rows_per_s', float('nan')):,.0f} | {f['index_s']:.0f} | {f['data_bytes'] / n:.0f} "
+        f"| {n:,} | {_rate(f)} | {f['index_s']:.0f} | {f['data_bytes'] / n:.0f} "
         f"| {f['index_bytes'] / n:.0f} | {f['fill_peak_bytes'] / 1e9:.2f} | {f['search_peak_bytes'] / 1e9:.2f} "
         f"| {f['recall_at_500']:.4f} | {1000 * f['p50_batch_s']:.0f} | {1000 * f['exact_scan_s']:.0f} |"
         for n, f in growth.items()
     ]
     head = "| rows | written/s | index s | bytes/row | index bytes/row | peak GB, writing | peak GB, searching | recall@500 "
     return "\n".join([head + "| 20 queries, p50 ms | exact scan, ms |", "| --- " * 10 + "|", *rows])
+
+
+def _rate(figures: dict) -> str:
+    return f"{figures['write_rows_per_s']:,.0f}" if "write_rows_per_s" in figures else "(stopped once)"
 
 
 def main() -> None:
