@@ -110,7 +110,7 @@ def _loss_table(by_rule: dict[str, list[dict]]) -> str:
         heads += [f"{label} step", *(f"{label}: less {ref}" for ref in REFERENCES)]
     table = [heads]
     for rule, rows in by_rule.items():
-        line = [rule, _span(r["num"] for r in rows), _span(r["strength"] for r in rows)]
+        line = [rule, _span(r["num"] for r in rows), _span(round(r["lambda"], 2) if r["num"] else None for r in rows)]
         for at in (at_best_step, at_last_step):
             values = at(rows)
             line.append(f"{1000 * mean_over_subjects(values):.2f}" if values else "")
