@@ -174,8 +174,8 @@ def apply_selection(choice: Choice, sketches: Sketches, assessment: Assessment) 
     """Rank the candidates by `choice.rule`, its number and what was dropped and kept by hand (theory.md, step 6)."""
     place = {name: i for i, name in enumerate(sketches.ids)}
     dropped, kept = (tuple(id for id in ids if id in place) for ids in (choice.dropped, choice.kept))
-    hands = {"excluded": dropped, "forced": kept}
-    selection = albat.select(sketches, assessment, choice.rule, choice.num_backbone, **hands, most=choice.most_strength)
+    options = {"excluded": dropped, "forced": kept, "most": choice.most_strength}
+    selection = albat.select(sketches, assessment, choice.rule, choice.num_backbone, **options)
     unit = float(selection.errors[0]) if len(selection.errors) else 1.0
     rank_of = {sketches.ids[i]: rank for rank, i in enumerate(selection.order.tolist(), start=1)}
     gain_of = {sketches.ids[i]: float(gain) / unit for i, gain in zip(selection.order.tolist(), selection.gains)}
