@@ -22,6 +22,11 @@ class Preset:
     offload: bool = False  # autoencoder and text encoders wait in main memory while they are not used
     eight_bit: bool = False  # optimiser states of 8 bits, where bitsandbytes is installed
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of one pass outside of training steps, whose batch has no size of its own."""
+        return self.rows or 64
+
 
 PLENTY = Preset("plenty")
 ONE_BY_ONE = Preset("one by one", rows=1, pictures=1)  # one keeps a processor busy: more at once only take memory

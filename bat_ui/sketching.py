@@ -6,7 +6,7 @@ Candidates share their timesteps and noises; the subject pictures have draws of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from zlib import crc32
 
 import torch
@@ -24,7 +24,6 @@ from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 from bat_ui.training.speed import checkpointing
 
-BATCH_ROWS = 64  # images x draws in one pass, where memory is plenty
 SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
 CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the subject's
 PICTURES_PER_GROUP = 20
@@ -128,13 +127,14 @@ def sketch_images(
     seed: int,
 ) -> BatchSketch:
     """Sketch b images over the same timesteps (d,) and noises (d, c, h, w), as many rows at once as the preset allows."""
-    draws, made, predict = len(draw[0]), [], _predictor(backbone, draw)
-    at_once = rows_at_once(backbone)
-    options = {"draws": draws, "draws_at_once": min(at_once, draws), "vectors": vectors, "curvature": curvature}
-    with checkpointing(backbone):
-        for rows in torch.arange(len(images)).split(max(at_once // draws, 1)):
-            made.append(sketch(backbone.unet, predict, images[rows], keys[rows], projection, seed=seed, **options))
-    return BatchSketch(*map(torch.cat, zip(*made)))
+    draws, predict = len(draw[0]), _predictor(backbone, draw)
+    at_once = min(backbone.preset.rows_at_once, draws)
+    options = {"draws": draws, "draws_at_once": at_once, "vectors": vectors, "curvature": curvature, "seed": seed}
+
+    def sketch_rows(rows: Tensor) -> BatchSketch:
+        return sketch(backbone.unet, predict, images[rows], keys[rows], projection, **options)
+
+    return _in_passes(backbone, len(images), draws, sketch_rows)
 
 
 def _sketch_all(
@@ -150,7 +150,7 @@ def _sketch_all(
     """Gradients (n, k) and Fisher curvature (n, vectors, k) of all candidates, on the CPU, over their common draws."""
     keys = torch.tensor([crc32(name.encode()) for name in ids])
     draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
-    gradients, curvature, per_pass = [], [], max(rows_at_once(backbone) // settings.draws, 1)
+    gradients, curvature, per_pass = [], [], max(backbone.preset.rows_at_once // settings.draws, 1)
     for first in range(0, len(ids), per_pass):
         rows = slice(first, first + per_pass)
         part = candidates[rows]
@@ -180,15 +180,18 @@ def _gradient_by_draw(backbone: Backbone, images: Encoded, draw: tuple[Tensor, T
         made = backbone.predict(images[rows // count], timesteps[rows % count], noise[rows % count])
         return *(part.contiguous() for part in made), 1.0
 
-    made = []
+    def sketch_rows(rows: Tensor) -> BatchSketch:
+        return sketch(backbone.unet, predict, rows, rows, projection, vectors=0)
+
+    made = _in_passes(backbone, len(images) * count, 1, sketch_rows)
+    return made.gradients.view(len(images), count, -1).sum(0).cpu()
+
+
+def _in_passes(backbone: Backbone, images: int, draws: int, sketch_rows: Callable[[Tensor], BatchSketch]) -> BatchSketch:
+    """Sketches of `images`, as many in one pass as the preset has room for, at least one."""
+    passes = torch.arange(images).split(max(backbone.preset.rows_at_once // draws, 1))
     with checkpointing(backbone):
-        for rows in torch.arange(len(images) * count).split(rows_at_once(backbone)):
-            made.append(sketch(backbone.unet, predict, rows, rows, projection, vectors=0).gradients)
-    return torch.cat(made).view(len(images), count, -1).sum(0).cpu()
-
-
-def rows_at_once(backbone: Backbone) -> int:
-    return backbone.preset.rows or BATCH_ROWS
+        return BatchSketch(*map(torch.cat, zip(*map(sketch_rows, passes))))
 
 
 def _predictor(backbone: Backbone, draw: tuple[Tensor, Tensor]) -> Predict:

@@ -28,14 +28,15 @@ from bat_ui.albat.sketch import lora_layers, make_projection
 from bat_ui.backbones import load_backbone
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.hardware import peak_memory as peak_of_process
+from bat_ui.presets import PLENTY
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.sketching import BATCH_ROWS, CLASS_LIKE, sketch_images
+from bat_ui.sketching import CLASS_LIKE, sketch_images
 from bat_ui.training.loop import new_optimizer
 from bat_ui.training.lora import lora
 
 SETTINGS, TRAINING = SelectionSettings(), TrainingSettings()
-IMAGES = BATCH_ROWS // SETTINGS.draws  # in one pass, as the product sketches them
+IMAGES = PLENTY.rows_at_once // SETTINGS.draws  # in one pass, as the product sketches them
 VARIANTS = ("step", "gradients", "fisher", "gauss_newton", "naive")
 PRUNED, PRUNED_SKETCH = 1000, 512
 COUNTS = (100, 400, 1000, 4000)

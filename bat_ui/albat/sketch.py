@@ -168,12 +168,12 @@ def sketch(
             # Cotangents of order one keep half precision from underflowing; the small factors are applied to the sketch.
             backward = (weight * residual).to(prediction.dtype)
             if fisher:
-                signs = torch.stack([_signs(seed, keys, q, draws)[:, part] for q in range(vectors)], 1)
+                signs = torch.stack([_signs(seed, keys, q, part.start, count) for q in range(vectors)], 1)
                 rows = [tap.backward(prediction, backward, torch.cat([torch.ones_like(signs[:, :1]), signs], 1), last=True)]
             else:
                 rows = [tap.backward(prediction, backward, None, last=vectors == 0)]
                 for q in range(vectors):
-                    v = _signs(seed, keys, q, draws * elements).view(images, draws, elements)[:, part]
+                    v = _signs(seed, keys, q, part.start * elements, count * elements)
                     cotangent = (weight.sqrt() * v.reshape(prediction.shape)).to(prediction.dtype)
                     rows.append(tap.backward(prediction, cotangent, None, last=q == vectors - 1))
         parts.append((torch.cat(rows, 1), (weight * residual**2).view(images, -1).sum(1)))
@@ -302,12 +302,13 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _signs(seed: int, keys: Tensor, stream: int, size: int) -> Tensor:
-    """Random signs (b, size), float32: each row a function of (seed, key, stream), whatever the batch or device."""
+def _signs(seed: int, keys: Tensor, stream: int, first: int, count: int) -> Tensor:
+    """Random signs (b, count), float32: of each row's endless sequence, a function of (seed, key, stream), those from
+    `first` on, whatever the batch or device."""
     keys = keys.to(torch.int64)
     state = _mix(torch.full_like(keys, (seed * 0x9E3779B9 + stream * 0x85EBCA6B + 1) & 0xFFFFFFFF))
     state = _mix(_mix(state ^ (keys & 0xFFFFFFFF)) ^ (keys >> 32 & 0xFFFFFFFF))
-    words = torch.arange((size + 31) // 32, device=keys.device)
+    words = torch.arange(first // 32, (first + count + 31) // 32, device=keys.device)
     bits = _mix(_mix(state[:, None] ^ words) + state[:, None] & 0xFFFFFFFF)
-    signs = (bits[:, :, None] >> torch.arange(32, device=keys.device) & 1).flatten(1)[:, :size]
+    signs = (bits[:, :, None] >> torch.arange(32, device=keys.device) & 1).flatten(1)[:, first % 32 :][:, :count]
     return signs.to(torch.float32).mul_(2).sub_(1)

@@ -19,7 +19,6 @@ from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.seeds import step_generator
 
-ROWS = 128  # images x draws in one forward pass
 EVALUATION_SEED = 1_000_000  # far from any seed that trains or sketches
 Draws = tuple[Tensor, Tensor]  # timesteps (d,), noises (d, c, h, w)
 
@@ -35,7 +34,7 @@ def denoising_loss(backbone: Backbone, images: Encoded, draws: Draws) -> Tensor:
     timesteps, noise = draws
     count = len(timesteps)
     losses = torch.empty(len(images) * count)
-    for rows in torch.arange(len(losses)).split(backbone.preset.rows or ROWS):
+    for rows in torch.arange(len(losses)).split(backbone.preset.rows_at_once):
         image, draw = (rows // count).to(images.latents.device), (rows % count).to(timesteps.device)
         prediction, target = backbone.predict(images[image], timesteps[draw], noise[draw])
         losses[rows] = (prediction.float() - target.float()).square().mean((1, 2, 3)).cpu()

@@ -1,5 +1,7 @@
 """Each metric against a naive twin."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from bat_ui.backbones import load_backbone
 from bat_ui.evaluation import metrics
+from bat_ui.presets import Preset
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +23,8 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100])
-def test_the_loss_is_the_mean_over_all_draws_one_by_one(rows, backbone, monkeypatch):
-    monkeypatch.setattr(metrics, "ROWS", rows)
+def test_the_loss_is_the_mean_over_all_draws_one_by_one(rows, backbone):
+    backbone = replace(backbone, preset=Preset("a test's", rows=rows))
     pictures = [Image.new("RGB", (64, 64), color) for color in ("red", "blue", "white")]
     images = backbone.encode(pictures, ["a dog", "a cat", "a flat cat"])
     draws = metrics.common_draws(backbone, 5)
