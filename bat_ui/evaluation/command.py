@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
+from bat_ui.evaluation.plan import EvaluationSettings, plan, shard
 from bat_ui.evaluation.report import write_report
+from bat_ui.evaluation.results import config_of, read_rows, selection_of
 from bat_ui.evaluation.rules import SKETCHED
-from bat_ui.evaluation.suite import EvaluationSettings, config_of, plan, read_rows, run, selection_of, shard
+from bat_ui.evaluation.suite import run
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
 COMMANDS = "commands.txt"  # every command that added to the results

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from bat_ui.evaluation.plan import Job, picture_path
+from bat_ui.evaluation.subjects import load_case
 from bat_ui.evaluation.values import Point, at_best_step, at_last_step, bootstrap_interval, mean_over_subjects, paired
 
 
@@ -72,9 +74,6 @@ def plot_predictions(points: dict[str, list[Point]], out: Path) -> str:
 
 def picture_grid(by_rule: dict[str, list[dict]], out: Path, cache: Path | None, subjects: int = 4) -> str:
     """For a few subjects, one row a rule: held-out members drawn at the last step, beside the truth."""
-    from bat_ui.evaluation.subjects import load_case
-    from bat_ui.evaluation.suite import Job, picture_path
-
     if cache is None:
         return ""
     names = sorted({f"{r['style']}/{r['subject']}" for rows in by_rule.values() for r in rows})

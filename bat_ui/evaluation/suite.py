@@ -1,150 +1,49 @@
 """The suite: subjects x rules x seeds, each trained once and measured at several steps of that one run.
 
 In: a backbone, settings, a plan of jobs.  Out: one JSON line a checkpoint in results.jsonl.  A killed run goes on where it
-was: a row is known by its key, and none is written twice.  Everything but the choice of pictures is equal for all rules:
+was.  Everything but the choice of pictures is equal for all rules:
 optimiser steps, batch size, seeds, and the noise and prompts that measure them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from PIL import Image
 
-from bat_ui.albat.selection import METHOD
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
-from bat_ui.errors import UserError
 from bat_ui.evaluation import metrics
-from bat_ui.evaluation.rules import (
-    ABLATIONS,
-    FOLDED,
-    RULES,
-    SKETCHED,
-    WITHOUT_NUMBER,
-    WITHOUT_PICTURES,
-    Pool,
-    World,
-    choose,
-    encode_store,
-    make_pool,
-    predict,
+from bat_ui.evaluation.plan import DEFAULT_STRENGTH, EvaluationSettings, Job, picture_path
+from bat_ui.evaluation.results import (
+    append_row,
+    backbone_digest,
+    config_of,
+    digest,
+    draws_samples,
+    keyed,
+    missing_steps,
+    read_rows,
+    selection_of,
 )
-from bat_ui.evaluation.subjects import TUNING_FAMILIES, Case, load_case, photo_case, subject_names
-from bat_ui.files import read_json_lines
+from bat_ui.evaluation.rules import FOLDED, SKETCHED, Pool, World, choose, encode_store, make_pool, predict
+from bat_ui.evaluation.subjects import Case, load_case, photo_case
 from bat_ui.generation import generate
 from bat_ui.project import Progress, silent
-from bat_ui.search import RANDOM_PART, open_store
-from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
-from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
+from bat_ui.search import open_store
+from bat_ui.settings import GenerationSettings, TrainingSettings
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
 PROMPTS, SAMPLES = 2, 4  # for diversity: samples of different seeds for each of so many prompts
 CLASS_SAMPLES = 8  # for PRES
-KEY = ("split", "subject", "style", "rule", "seed", "step", "number", "strength", "variant", "config", "selection")
 MEASURES = ("heldout_loss", "clip_i", "clip_member", "pixel_rmse", "clip_t", "diversity", "pres", "prior_loss")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is run and measured; `numbers` and `strengths` empty: each rule's tuned ones, or the defaults."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    rules: tuple[str, ...] = RULES
-    subjects: tuple[str, ...] = ()  # 'style/family' or 'family'; empty: all
-    steps: tuple[int, ...] = (25, 50, 100, 200, 400)
-    numbers: tuple[int | None, ...] = ()  # pictures; None: the rule's own suggestion, or all it has
-    strengths: tuple[float, ...] = ()
-    given: int = 4
-    loss_draws: int = 48
-    prior_pictures: int = 64
-    prior_draws: int = 4
-    sample_steps: tuple[int, ...] | None = None  # steps that draw samples too, which is dear; None: all of them
-    prediction: bool = True  # sketch the other rules' pictures too and predict their error
-    variant: str = ""  # a name for a change of the code, to tell its rows from others
-    tuning: bool = False  # run the tuning subjects instead of the suite's
-    selection: SelectionSettings = field(default_factory=SelectionSettings)
-    training: TrainingSettings = TrainingSettings(subject_steps=80)  # where a rule does not find out when
-
-
-DEFAULT_NUMBER, DEFAULT_STRENGTH = 40, 1.0
-TUNING_NUMBERS, TUNING_STRENGTHS = (10, 40, 160, 640), (0.03, 0.1, 0.3, 1.0)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run. `subject` is 'style/family'; number and strength are None where a rule has no use for them."""
-
-    split: str
-    subject: str
-    seed: int
-    rule: str
-    number: int | None
-    strength: float | None
-
-
-def plan(settings: EvaluationSettings, rows: Sequence[dict] = (), photos: str | None = None) -> list[Job]:
-    """The jobs of these settings, those of one subject and seed together.
-
-    Raises UserError for unknown rules or subjects.  `rows` are the results so far: where numbers or strengths are not
-    given, each rule takes what did best on the tuning subjects.  `photos` names a photo subject to run alone.
-    """
-    unknown = [r for r in settings.rules if r not in RULES + ABLATIONS]
-    if unknown:
-        raise UserError(f'There is no rule "{unknown[0]}": choose from {", ".join(RULES + ABLATIONS)}.')
-    split = "photos" if photos else "tuning" if settings.tuning else "suite"
-    names = [f"photos/{photos}"] if photos else _wanted(settings)
-    jobs: dict[Job, None] = {}
-    for name in names:
-        for seed in settings.seeds:
-            for rule in settings.rules:
-                for number, strength in _grid(rule, settings, rows):
-                    jobs[Job(split, name, seed, rule, number, strength)] = None
-    return list(jobs)
-
-
-def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
-    """Part `index` of `count` (from 1): whole groups of one subject and seed, which share their sketches.
-
-    Raises UserError unless 1 <= index <= count.
-    """
-    if not 1 <= index <= count:
-        raise UserError(f"There is no part {index} of {count}: count the parts from 1.")
-    groups = list(dict.fromkeys((j.subject, j.seed) for j in jobs))
-    mine = set(groups[index - 1 :: count])
-    return [j for j in jobs if (j.subject, j.seed) in mine]
-
-
-def tuned(rows: Sequence[dict], rule: str) -> tuple[int | None, float] | None:
-    """(number, strength) of lowest held-out loss, at the best and the last step alike, a mean over runs; None if not tuned.
-
-    Only settings that ran on all tuning subjects, seeds and steps that any of the rule's settings ran on are compared.
-    """
-    runs: dict[tuple, dict[tuple, dict[int, float]]] = {}
-    for row in rows:
-        if row["split"] == "tuning" and row["rule"] == rule and row["heldout_loss"] is not None:
-            steps = runs.setdefault((row["number"], row["strength"]), {})
-            steps.setdefault((row["subject"], row["style"], row["seed"]), {})[row["step"]] = row["heldout_loss"]
-    measured = {key: sum(map(len, found.values())) for key, found in runs.items()}
-    most = max(measured.values(), default=0)
-    complete = {
-        key: statistics.fmean(min(steps.values()) + steps[max(steps)] for steps in found.values())
-        for key, found in runs.items()
-        if measured[key] == most
-    }
-    return min(complete, key=complete.get) if complete else None
 
 
 def run(
@@ -175,7 +74,7 @@ def run(
             group, case = (job.subject, job.seed), _load(job, settings, photos, backbone)
             bench = Bench(world, case, job.seed, settings, cache, config, progress)
         for row in bench.run(job, missing):
-            append_row(results, _keyed(job, settings, config, row["step"]) | row)
+            append_row(results, keyed(job, settings, config, row["step"]) | row)
             written += 1
     return written
 
@@ -195,7 +94,7 @@ class Bench:
     ):
         self.world, self.case, self.seed, self.settings, self.progress = world, case, seed, settings, progress
         self.backbone, self.pictures = world.backbone, cache / config
-        self.cache = cache / _digest(backbone_digest(self.backbone))
+        self.cache = cache / digest(backbone_digest(self.backbone))
         self.subject = case.given.encode(self.backbone)
         self.loss_draws = metrics.common_draws(self.backbone, settings.loss_draws)
         self.prior_draws = metrics.common_draws(self.backbone, settings.prior_draws)
@@ -303,143 +202,10 @@ def generation_settings() -> GenerationSettings:
     return GenerationSettings(seed=metrics.EVALUATION_SEED)
 
 
-def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
-    """Digest of all that changes every rule's rows: the weights, the training and the measuring."""
-    apart = ("steps", "strength", "seed", "checkpoint_every", "text_encoder")  # these are in the key, or change nothing
-    later = {"lr_scheduler": "constant", "lr_warmup_steps": 0}  # settings that rows were measured before, at their defaults
-    every = asdict(settings.training).items()
-    training = {k: v for k, v in every if k not in apart and (k not in later or v != later[k])}
-    measured = [settings.given, settings.loss_draws, settings.prior_pictures, settings.prior_draws]
-    return _digest([training, measured, backbone_digest(backbone), backbone.clip.digest])
-
-
-def selection_of(settings: EvaluationSettings) -> str:
-    """Digest of what changes the rules of sketches alone."""
-    selection = {k: v for k, v in asdict(settings.selection).items() if k not in ("rule", "num_backbone", "seed", "store")}
-    training = settings.training
-    fixed = [METHOD, RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP, CLASS_LIKE]
-    return _digest([selection, training.rank, training.learning_rate, training.batch_size, settings.given, fixed])
-
-
-def backbone_digest(backbone: Backbone) -> str:
-    """SHA-256 of the UNet's own weights, whatever adapter is or was on it (it renames the layers that it wraps)."""
-    digest, state = hashlib.sha256(), backbone.unet.state_dict()
-    own = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-    for name, value in sorted(own.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def missing_steps(job: Job, settings: EvaluationSettings, config: str, rows: Iterable[dict]) -> list[int]:
-    """The job's checkpoints that no row covers; a row without samples covers only what needs none."""
-    steps = [0] if job.rule == "backbone" else sorted(set(settings.steps))
-    known = {tuple(row[k] for k in KEY): row["generation"] for row in rows}
-
-    def covered(step: int) -> bool:
-        found = known.get(tuple(_keyed(job, settings, config, step)[k] for k in KEY))
-        return found is not None and (found or not draws_samples(settings, step))
-
-    return [step for step in steps if not covered(step)]
-
-
-def draws_samples(settings: EvaluationSettings, step: int) -> bool:
-    """Whether samples are drawn at a step; of the bare backbone, if they are at any."""
-    wanted = settings.steps if settings.sample_steps is None else settings.sample_steps
-    return step in wanted or (step == 0 and bool(wanted))
-
-
-def read_rows(results: Path) -> list[dict]:
-    """The complete rows of a results file; where one was measured again with samples, only that one."""
-    rows: dict[tuple, dict] = {}
-    for row in read_json_lines(results):
-        key = tuple(row[k] for k in KEY)
-        if key not in rows or row["generation"]:
-            rows[key] = row
-    return list(rows.values())
-
-
-def append_row(results: Path, row: dict) -> None:
-    """Add one line, safe from other processes; half a line that a killed process left is cut off first."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(results.with_name(f".{results.name}.lock")), open(results, "a+b") as file:
-        file.seek(0)
-        whole = file.read()
-        if whole and not whole.endswith(b"\n"):
-            file.truncate(whole.rfind(b"\n") + 1)
-        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def picture_path(folder: Path, job: Job) -> Path:
-    """Where a job's last samples are kept, side by side; `folder` is the cache's for its configuration."""
-    settings = f"{job.number}-{job.strength}"
-    return folder / f"{job.subject.replace('/', '-')}-{job.seed}-{job.rule}-{settings}.png"
-
-
-def _keyed(job: Job, settings: EvaluationSettings, config: str, step: int) -> dict:
-    style, _, subject = job.subject.partition("/")
-    return {
-        "split": job.split,
-        "subject": subject,
-        "style": style,
-        "rule": job.rule,
-        "seed": job.seed,
-        "step": step,
-        "number": job.number,
-        "strength": job.strength,
-        "variant": settings.variant,
-        "generation": draws_samples(settings, step),
-        "config": config,
-        "selection": selection_of(settings) if job.rule in SKETCHED else None,
-        "settings": {
-            "given": settings.given,
-            "rank": settings.training.rank,
-            "learning_rate": settings.training.learning_rate,
-            "batch_size": settings.training.batch_size,
-            "backbone_share": settings.training.backbone_share,
-            "subject_steps": settings.training.subject_steps,
-            "shortlist": settings.selection.shortlist,
-            "surrogate_steps": settings.selection.surrogate_steps,
-            "draws": settings.selection.draws,
-            "sketch_size": settings.selection.sketch_size,
-            "torch": version("torch"),
-        },
-    }
-
-
-def _wanted(settings: EvaluationSettings) -> list[str]:
-    names = subject_names(settings.tuning)
-    if not settings.subjects:
-        return names
-    unknown = [w for w in settings.subjects if not any(w in (n, n.partition("/")[2]) for n in names)]
-    if unknown:
-        kept = f" ({', '.join(TUNING_FAMILIES)} is for tuning only)" if not settings.tuning else ""
-        raise UserError(f'There is no subject "{unknown[0]}" here: choose from {", ".join(names)}{kept}.')
-    return [n for n in names if n in settings.subjects or n.partition("/")[2] in settings.subjects]
-
-
-def _grid(rule: str, settings: EvaluationSettings, rows: Sequence[dict]) -> list[tuple[int | None, float | None]]:
-    """The (number, strength) pairs that a rule runs with."""
-    number, strength = (None if settings.tuning else tuned(rows, rule)) or (DEFAULT_NUMBER, DEFAULT_STRENGTH)
-    numbers = settings.numbers or (TUNING_NUMBERS if settings.tuning else (number,))
-    strengths = settings.strengths or (TUNING_STRENGTHS if settings.tuning else (strength,))
-    if rule in WITHOUT_NUMBER:
-        numbers = (None,)
-    if rule in WITHOUT_PICTURES:
-        strengths = (None,)
-    return [(n, s) for n in numbers for s in strengths]
-
-
 def _load(job: Job, settings: EvaluationSettings, photos: tuple[Path, str] | None, backbone: Backbone) -> Case:
     if photos is not None:
         return photo_case(*photos, backbone.caption_template)
     return load_case(job.subject, job.seed, settings.given)
-
-
-def _digest(content) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _save_strip(pictures: Sequence[Image.Image], path: Path) -> None:

@@ -11,12 +11,12 @@ from bat_ui.backbones import load_backbone
 from bat_ui.backbones.sticker import data
 from bat_ui.cli import main
 from bat_ui.errors import UserError
-from bat_ui.evaluation import metrics, rules, subjects, suite
+from bat_ui.evaluation import metrics, plan, results, rules, subjects, suite
 from bat_ui.evaluation.rules import RULES
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
 SELECTION = SelectionSettings(shortlist=16, surrogate_steps=2, draws=2, sketch_size=64)
-TINY = suite.EvaluationSettings(
+TINY = plan.EvaluationSettings(
     seeds=(0,),
     subjects=("flat/cat-faces",),
     steps=(1, 3),
@@ -45,13 +45,13 @@ def backbone(tiny_backbone_folder):
 @pytest.fixture(scope="module")
 def finished(backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evidence")
-    written = suite.run(backbone, TINY, suite.plan(TINY), folder / "results.jsonl", folder / "cache")
+    written = suite.run(backbone, TINY, plan.plan(TINY), folder / "results.jsonl", folder / "cache")
     return folder, written
 
 
 def test_every_rule_leaves_one_row_a_checkpoint(finished):
     folder, written = finished
-    rows = suite.read_rows(folder / "results.jsonl")
+    rows = results.read_rows(folder / "results.jsonl")
     assert written == len(rows) == 2 * (len(RULES) - 1) + 1  # the backbone has step 0 alone
     assert {(r["rule"], r["step"]) for r in rows} == {(r, s) for r in RULES[1:] for s in (1, 3)} | {("backbone", 0)}
     assert all(r["heldout_loss"] > 0 and r["prior_loss"] > 0 and r["seconds"] >= 0 for r in rows)
@@ -62,7 +62,7 @@ def test_every_rule_leaves_one_row_a_checkpoint(finished):
 def test_a_finished_suite_writes_nothing_more(finished, backbone):
     folder, _ = finished
     before = (folder / "results.jsonl").read_bytes()
-    assert suite.run(backbone, TINY, suite.plan(TINY), folder / "results.jsonl", folder / "cache") == 0
+    assert suite.run(backbone, TINY, plan.plan(TINY), folder / "results.jsonl", folder / "cache") == 0
     assert (folder / "results.jsonl").read_bytes() == before
 
 
@@ -70,8 +70,8 @@ def test_a_finished_suite_writes_nothing_more(finished, backbone):
 def test_a_killed_run_goes_on_to_the_same_rows_and_repeats_none(rows_kept, torn, finished, backbone, tmp_path):
     folder, _ = finished
     settings = replace(TINY, rules=("none", "random", "nearest_class", "gradient_cosine"))
-    jobs = suite.plan(settings)
-    whole = [r for r in suite.read_rows(folder / "results.jsonl") if r["rule"] in settings.rules]
+    jobs = plan.plan(settings)
+    whole = [r for r in results.read_rows(folder / "results.jsonl") if r["rule"] in settings.rules]
     path = tmp_path / "results.jsonl"
     lines = [json.dumps(r).encode() + b"\n" for r in whole]
     path.write_bytes(b"".join(lines[:rows_kept]) + torn)
@@ -86,9 +86,9 @@ def test_a_killed_run_goes_on_to_the_same_rows_and_repeats_none(rows_kept, torn,
 def test_no_number_of_the_plain_training_changes_when_it_is_measured_less_often(finished, backbone, tmp_path):
     folder, _ = finished
     settings = replace(TINY, rules=("random",), steps=(3,))
-    suite.run(backbone, settings, suite.plan(settings), tmp_path / "r.jsonl", folder / "cache")
-    (row,) = suite.read_rows(tmp_path / "r.jsonl")
-    (same,) = [r for r in suite.read_rows(folder / "results.jsonl") if r["rule"] == "random" and r["step"] == 3]
+    suite.run(backbone, settings, plan.plan(settings), tmp_path / "r.jsonl", folder / "cache")
+    (row,) = results.read_rows(tmp_path / "r.jsonl")
+    (same,) = [r for r in results.read_rows(folder / "results.jsonl") if r["rule"] == "random" and r["step"] == 3]
     assert row["heldout_loss"] == same["heldout_loss"] and row["prior_loss"] == same["prior_loss"]
 
 
@@ -101,7 +101,7 @@ def test_every_rule_and_seed_is_measured_at_the_same_noise(backbone, monkeypatch
 
     monkeypatch.setattr(metrics, "denoising_loss", watched)
     settings = replace(TINY, rules=("none", "random"), seeds=(0, 1), steps=(1,), prior_draws=3, prediction=False)
-    suite.run(backbone, settings, suite.plan(settings), tmp_path / "r.jsonl", finished[0] / "cache")
+    suite.run(backbone, settings, plan.plan(settings), tmp_path / "r.jsonl", finished[0] / "cache")
     for size, calls in ((2, 4), (3, 4)):
         same = [s for s in seen if s[0] == size]
         assert len(same) == calls
@@ -114,23 +114,23 @@ def test_none_share_sees_as_many_subject_pictures_in_a_step_as_are_seen_beside_b
     for rule, batch_size in (("none_share", 4), ("none", 2), ("none", 4)):
         training = replace(TINY.training, batch_size=batch_size)
         settings = replace(TINY, rules=(rule,), steps=(2,), prediction=False, training=training)
-        results = tmp_path / f"{rule}{batch_size}.jsonl"
-        suite.run(backbone, settings, suite.plan(settings), results, tmp_path / "cache")
-        losses[rule, batch_size] = [row["heldout_loss"] for row in suite.read_rows(results)]
+        path = tmp_path / f"{rule}{batch_size}.jsonl"
+        suite.run(backbone, settings, plan.plan(settings), path, tmp_path / "cache")
+        losses[rule, batch_size] = [row["heldout_loss"] for row in results.read_rows(path)]
     assert losses["none_share", 4] == losses["none", 2] != losses["none", 4]
 
 
 def test_rows_without_samples_are_made_again_only_where_samples_are_wanted(finished, backbone):
     folder, _ = finished
-    rows = suite.read_rows(folder / "results.jsonl")
-    config = suite.config_of(backbone, TINY)
-    job = next(j for j in suite.plan(TINY) if j.rule == "random")
-    assert suite.missing_steps(job, TINY, config, rows) == []
-    assert suite.missing_steps(job, replace(TINY, sample_steps=(3,)), config, rows) == [3]
-    assert suite.missing_steps(job, replace(TINY, sample_steps=None), config, rows) == [1, 3]
-    assert suite.missing_steps(replace(job, seed=1), TINY, config, rows) == [1, 3]
+    rows = results.read_rows(folder / "results.jsonl")
+    config = results.config_of(backbone, TINY)
+    job = next(j for j in plan.plan(TINY) if j.rule == "random")
+    assert results.missing_steps(job, TINY, config, rows) == []
+    assert results.missing_steps(job, replace(TINY, sample_steps=(3,)), config, rows) == [3]
+    assert results.missing_steps(job, replace(TINY, sample_steps=None), config, rows) == [1, 3]
+    assert results.missing_steps(replace(job, seed=1), TINY, config, rows) == [1, 3]
     drawn = [r | {"generation": True} for r in rows]
-    assert suite.missing_steps(job, TINY, config, drawn) == []
+    assert results.missing_steps(job, TINY, config, drawn) == []
 
 
 def test_samples_are_drawn_with_the_adapter_as_it_is(backbone, finished):
@@ -147,20 +147,20 @@ def test_samples_are_drawn_with_the_adapter_as_it_is(backbone, finished):
 
 def test_shards_partition_the_work_and_keep_a_subjects_seed_together():
     settings = replace(TINY, subjects=(), seeds=(0, 1, 2))
-    jobs = suite.plan(settings)
-    parts = [suite.shard(jobs, i, 5) for i in range(1, 6)]
+    jobs = plan.plan(settings)
+    parts = [plan.shard(jobs, i, 5) for i in range(1, 6)]
     assert sorted(map(repr, sum(parts, []))) == sorted(map(repr, jobs))
     groups = [{(j.subject, j.seed) for j in part} for part in parts]
     assert all(not a & b for i, a in enumerate(groups) for b in groups[:i])
     with pytest.raises(UserError):
-        suite.shard(jobs, 6, 5)
+        plan.shard(jobs, 6, 5)
 
 
 def test_the_suite_has_twelve_subjects_that_tuning_never_sees():
     assert len(subjects.subject_names()) == 12 and len(subjects.subject_names(tuning=True)) == 2
     assert not set(subjects.subject_names()) & set(subjects.subject_names(tuning=True))
     with pytest.raises(UserError, match="for tuning only"):
-        suite.plan(replace(TINY, subjects=("monkeys",)))
+        plan.plan(replace(TINY, subjects=("monkeys",)))
 
 
 @pytest.mark.parametrize("name", subjects.subject_names() + subjects.subject_names(tuning=True))
@@ -198,12 +198,12 @@ def test_tuning_takes_the_complete_setting_of_lowest_loss():
         return place | {"number": number, "subject": subject, "heldout_loss": loss}
 
     rows = [row(10, "a", 0.3), row(10, "b", 0.3), row(40, "a", 0.2), row(40, "b", 0.3), row(160, "a", 0.01)]
-    assert suite.tuned(rows, "albat") == (40, 1.0)
-    assert suite.tuned(rows, "random") is None
-    assert {j.number for j in suite.plan(replace(TINY, rules=("albat",), numbers=()), rows)} == {40}
+    assert plan.tuned(rows, "albat") == (40, 1.0)
+    assert plan.tuned(rows, "random") is None
+    assert {j.number for j in plan.plan(replace(TINY, rules=("albat",), numbers=()), rows)} == {40}
     found = ((10, "a", 0.3), (10, "b", 0.3), (40, "a", 0.2), (40, "b", 0.9))
     late = [row(number, subject, loss) | {"step": 9} for number, subject, loss in found]
-    assert suite.tuned(rows + late, "albat") == (10, 1.0)  # what 40 wins at its best step, it loses later
+    assert plan.tuned(rows + late, "albat") == (10, 1.0)  # what 40 wins at its best step, it loses later
 
 
 def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, t
     ]
     arguments += ["--sketch-size", "64", "--rank", "2"]
     assert main(arguments) == 0
-    rows = suite.read_rows(out / "results.jsonl")
+    rows = results.read_rows(out / "results.jsonl")
     assert len(rows) == 1 + 3 * 2
     assert [r["step"] for r in rows if not r["generation"]] == [1, 1, 1]
     rows = [r for r in rows if r["generation"]]
