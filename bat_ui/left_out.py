@@ -6,9 +6,11 @@ not trained on, over its steps.  What to do at the turning point is the training
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from bat_ui.albat.strength import HIGHEST, LEAST, MOST
@@ -29,15 +31,30 @@ PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the longest run, where t
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Mean loss of left-out pictures after so many steps on the others; steps count as if all pictures had been there."""
+    """Loss of each left-out picture, losses[s][i], after steps[s] on the others, counted as if all had been there."""
 
     steps: Sequence[int]
-    losses: Sequence[float]
+    losses: Sequence[Sequence[float]]
+
+    @property
+    def means(self) -> list[float]:
+        """Mean loss over the pictures at each step."""
+        return [statistics.fmean(row) for row in self.losses]
 
     @property
     def turning(self) -> int:
-        """The step of lowest loss: from here on an adapter of all pictures learns them by heart."""
-        return min(zip(self.losses, self.steps))[1]
+        """Where an adapter of all pictures begins to learn them by heart.
+
+        The step of lowest mean loss, as far as the pictures agree on it: the geometric mean of all steps, each weighed by
+        the likelihood that its mean is as low, Student's (1 + t^2 / (n - 1))^(-n / 2) of n pictures' differences.
+        """
+        losses = np.asarray(self.losses)
+        count = losses.shape[1]
+        apart = losses - losses[losses.mean(1).argmin()]
+        noise = apart.var(1, ddof=1) / count
+        total = noise + apart.mean(1) ** 2 / (count - 1)
+        likely = np.divide(noise, total, out=np.ones_like(total), where=total > 0) ** (count / 2)
+        return round(float(np.exp(np.average(np.log(self.steps), weights=likely))))
 
 
 def surrogate_steps(settings: SelectionSettings, training: TrainingSettings, found_out: LeftOut | None) -> int:
@@ -65,7 +82,7 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
     measured = {max(round(part * most / longer), 1): max(round(part * most), 1) for part in PARTS}
     settings = training.subject_alone(max(measured))
     draws = backbone.draw(DRAWS, step_generator(training.seed, -STREAM))
-    losses = dict.fromkeys(measured, 0.0)
+    losses = {step: [0.0] * count for step in measured}
     for fold in range(folds):
         left = torch.arange(fold, count, folds)
         others = subject[torch.tensor([i for i in range(count) if i % folds != fold])]
@@ -73,5 +90,6 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
             for step in train(backbone, weights, new_optimizer(weights, settings), others, None, settings):
                 progress(f"Leaving pictures out, {fold + 1} of {folds}", step.number, settings.steps)
                 if step.number in measured:
-                    losses[step.number] += float(denoising_loss(backbone, subject[left], draws).sum()) / count
+                    for i, loss in zip(left.tolist(), denoising_loss(backbone, subject[left], draws).tolist()):
+                        losses[step.number][i] = loss
     return LeftOut(tuple(measured.values()), tuple(losses.values()))

@@ -98,7 +98,7 @@ def choose_by_albat(
     rows = tuple(
         Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
     )
-    losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.losses)) if found_out else ()
+    losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.means)) if found_out else ()
     when = {"subject_steps": alone, "most_strength": most_strength(training, found_out), "left_out": losses}
     choice = Choice("albat", rows, settings.num_backbone, groups=groups, **when)
     choice = apply_selection(choice, sketches, assessment)

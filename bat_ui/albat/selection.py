@@ -22,7 +22,7 @@ from bat_ui.errors import UserError
 
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit")  # each group counts as much as it helps; elsewhere all images count the same
-METHOD = 5  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+METHOD = 6  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 FEWEST, MANY = 40, 100  # bounds of the default number; images are ranked by the weights that FEWEST of them have
 
 

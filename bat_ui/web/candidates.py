@@ -11,6 +11,8 @@ from collections.abc import Collection
 from html import escape
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bat_ui.project import Project
 from bat_ui.web.charts import Mark, Series, line_chart
 from bat_ui.web.parts import address
@@ -125,7 +127,7 @@ def when(choice: Choice) -> str:
         x_label="training steps",
         y_label="Loss of your own pictures that an adapter has not seen",
         description=tells,
-        marks=[Mark(turning, dict(points)[turning], f"backbone pictures from step {turning}")],
+        marks=[Mark(turning, float(np.interp(turning, *zip(*points))), f"backbone pictures from step {turning}")],
         zero=False,
     )
     return f"{chart}<p class='facts'>{tells}</p>"
