@@ -72,7 +72,7 @@ def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
     s = next((r for r in rows if r["selection"]), rows[0])["settings"]
     setting = ", ".join(f"{k.replace('_', ' ')} {'as found' if v is None else v}" for k, v in s.items())
     return (
-        f"{len(subjects)} held-out subjects, seeds {', '.join(map(str, seeds))}, measured at steps "
+        f"{len(subjects)} held-out subjects, seeds among {', '.join(map(str, seeds))}, measured at steps "
         f"{', '.join(map(str, steps))} of one training run each. A subject is one family in one style that the backbone "
         "never saw; a few members are given, all others are held out with their true captions. All rules have the same "
         "optimiser steps, batch size, seeds, and noise and prompts of measurement; `none` fills its whole batch with the "
@@ -80,8 +80,9 @@ def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
         "training. Where a rule takes pictures, it takes the number that did "
         f"best, with the weight lambda, on the family kept for tuning ({', '.join(TUNING_FAMILIES)}, both styles, in no "
         "other table here), or the default where it was not tuned. A subject's value is the mean over its seeds; "
-        "intervals are 95 % bootstrap intervals over subjects. The best step is each run's own, by its held-out loss, "
-        "for every rule alike. Lower is better for losses, pixel distance and PRES.\n\n"
+        "a difference is taken between runs of the same subject and seed; intervals are 95 % bootstrap intervals over "
+        "subjects. The best step is each run's own, by its held-out loss, for every rule alike. Lower is "
+        "better for losses, pixel distance and PRES.\n\n"
         f"Settings: {setting}.\n\nAll rows: [results.jsonl](results.jsonl). Commands:\n\n"
         + "".join(f"    {c}\n" for c in commands)
     )
@@ -105,12 +106,13 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
 
 
 def _loss_table(by_rule: dict[str, list[dict]]) -> str:
-    heads = ["rule", "pictures", "lambda"]
+    heads = ["rule", "subjects", "runs", "pictures", "lambda"]
     for label in ("best", "last"):
         heads += [f"{label} step", *(f"{label}: less {ref}" for ref in REFERENCES)]
     table = [heads]
     for rule, rows in by_rule.items():
-        line = [rule, _span(r["num"] for r in rows), _span(round(r["lambda"], 2) if r["num"] else None for r in rows)]
+        runs, lambdas = at_last_step(rows), (round(r["lambda"], 2) if r["num"] else None for r in rows)
+        line = [rule, str(len(over_seeds(runs))), str(len(runs)), _span(r["num"] for r in rows), _span(lambdas)]
         for at in (at_best_step, at_last_step):
             values = at(rows)
             line.append(f"{1000 * mean_over_subjects(values):.2f}" if values else "")

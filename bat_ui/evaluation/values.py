@@ -122,10 +122,12 @@ def mean_over_subjects(values: Values) -> float:
 
 
 def _by_run(rows: Sequence[dict], pick: Callable[[list[dict]], float | None]) -> Values:
-    runs: dict[tuple, list[dict]] = {}
+    """A run that has not come to the last step that there are rows of is left out: its best may be to come."""
+    runs, last = {}, max((r["step"] for r in rows), default=0)
     for r in rows:
         runs.setdefault((r["style"], r["subject"], r["seed"]), []).append(r)
-    return {key: value for key, run in runs.items() if (value := pick(run)) is not None}
+    finished = {key: run for key, run in runs.items() if max(r["step"] for r in run) == last}
+    return {key: value for key, run in finished.items() if (value := pick(run)) is not None}
 
 
 def _order(row: dict) -> float:

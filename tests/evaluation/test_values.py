@@ -52,6 +52,11 @@ def test_best_and_last_steps_are_each_runs_own():
     assert over_seeds(at_last_step(rows)) == {("flat", "a"): pytest.approx(0.65)}
 
 
+def test_a_run_that_is_not_finished_counts_for_nothing():
+    rows = [row("a", 0, 1, 0.5), row("a", 0, 2, 0.3), row("b", 0, 1, 0.1)]
+    assert at_best_step(rows) == at_last_step(rows) == {("flat", "a", 0): 0.3}
+
+
 def test_differences_are_taken_on_the_seeds_that_both_rules_have():
     none = at_last_step([row("a", 0, 1, 0.5), row("a", 1, 1, 9.0), row("b", 0, 1, 0.1)])
     other = at_last_step([row("a", 0, 1, 0.4), row("c", 0, 1, 0.1)])
