@@ -113,11 +113,11 @@ def when(choice: Choice) -> str:
     if not choice.left_out:
         return ""
     points = [(row["step"], row["loss"]) for row in choice.left_out]
-    turning, (first, last) = choice.subject_steps, (points[0][0], points[-1][0])
+    turning, lowest = choice.subject_steps, min(points, key=lambda point: point[1])
     tells = "An adapter of some of your pictures was tried on the others. "
-    if turning >= last:
-        tells += "It got better to the end of the trial: backbone pictures come in halfway through the training."
-    elif turning <= first:
+    if lowest == points[-1]:
+        tells += f"It got better to the end of the trial: backbone pictures come in late, from step {turning} on."
+    elif lowest == points[0]:
         tells += "It was best after a few steps, for they differ so much: backbone pictures come in almost at once."
     else:
         tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."

@@ -64,11 +64,16 @@ def test_the_curve_marks_the_present_choice():
 
 
 @pytest.mark.parametrize(
-    "turning, says",
-    [(10, "come in almost at once"), (40, "better until about step 40"), (100, "halfway through the training")],
+    "lowest, turning, says",
+    [
+        (10, 10, "come in almost at once"),
+        (40, 40, "better until about step 40"),
+        (40, 55, "better until about step 55"),
+        (100, 92, "come in late, from step 92 on"),
+    ],
 )
-def test_when_backbone_pictures_come_in_is_said_with_the_losses_that_say_so(turning, says):
-    losses = tuple({"step": step, "loss": abs(step - turning) / 100} for step in (10, 40, 100))
+def test_when_backbone_pictures_come_in_is_said_with_the_losses_that_say_so(lowest, turning, says):
+    losses = tuple({"step": step, "loss": abs(step - lowest) / 100} for step in (10, 40, 100))
     shown = candidates.when(replace(CHOICE, subject_steps=turning, most_strength=1.5, left_out=losses))
     assert says in shown and "1.5 times as much as your own" in shown and f"backbone pictures from step {turning}" in shown
     assert candidates.when(CHOICE) == ""
