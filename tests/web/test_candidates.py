@@ -107,6 +107,7 @@ def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
     ("verdict", "evidence", "says"),
     [
         ("valid", 0.0, "Nothing in how it pulls"),
+        ("valid", 3.0, "20 times likelier than not at all), but not too far to help"),
         ("harmful", 3.0, "20 times likelier"),
         ("harmful", 900.0, "over 1,000 times"),
         ("too small to judge", 3.0, "With so few"),
