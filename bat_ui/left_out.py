@@ -49,8 +49,7 @@ class LeftOut:
         the likelihood that its mean is as low, Student's (1 + t^2 / (n - 1))^(-n / 2) of n pictures' differences.
         """
         losses = np.asarray(self.losses)
-        count = losses.shape[1]
-        apart = losses - losses[losses.mean(1).argmin()]
+        count, apart = losses.shape[1], losses - losses[np.argmin(self.means)]
         noise = apart.var(1, ddof=1) / count
         total = noise + apart.mean(1) ** 2 / (count - 1)
         likely = np.divide(noise, total, out=np.ones_like(total), where=total > 0) ** (count / 2)
@@ -82,7 +81,7 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
     measured = {max(round(part * most / longer), 1): max(round(part * most), 1) for part in PARTS}
     settings = training.subject_alone(max(measured))
     draws = backbone.draw(DRAWS, step_generator(training.seed, -STREAM))
-    losses = {step: [0.0] * count for step in measured}
+    losses = {step: torch.zeros(count) for step in measured}
     for fold in range(folds):
         left = torch.arange(fold, count, folds)
         others = subject[torch.tensor([i for i in range(count) if i % folds != fold])]
@@ -90,6 +89,5 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
             for step in train(backbone, weights, new_optimizer(weights, settings), others, None, settings):
                 progress(f"Leaving pictures out, {fold + 1} of {folds}", step.number, settings.steps)
                 if step.number in measured:
-                    for i, loss in zip(left.tolist(), denoising_loss(backbone, subject[left], draws).tolist()):
-                        losses[step.number][i] = loss
-    return LeftOut(tuple(measured.values()), tuple(losses.values()))
+                    losses[step.number][left] = denoising_loss(backbone, subject[left], draws)
+    return LeftOut(tuple(measured.values()), tuple(row.tolist() for row in losses.values()))

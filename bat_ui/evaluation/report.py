@@ -77,12 +77,12 @@ def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
         "never saw; a few members are given, all others are held out with their true captions. All rules have the same "
         "optimiser steps, batch size, seeds, and noise and prompts of measurement; `none` fills its whole batch with the "
         "subject, `none_share` only the part that it has beside backbone pictures, `backbone` is the model before any "
-        "training. Where a rule takes pictures, it takes the number that did "
-        f"best, with the weight lambda, on the family kept for tuning ({', '.join(TUNING_FAMILIES)}, both styles, in no "
-        "other table here), or the default where it was not tuned. A subject's value is the mean over its seeds; "
-        "a difference is taken between runs of the same subject and seed; intervals are 95 % bootstrap intervals over "
-        "subjects. The best step is each run's own, by its held-out loss, for every rule alike. Lower is "
-        "better for losses, pixel distance and PRES.\n\n"
+        "training. Where a rule takes pictures, their number and the weight lambda are those that the commands give "
+        "(`--numbers`, `--strengths`); where a command gives none, those that did best on the family kept for tuning "
+        f"({', '.join(TUNING_FAMILIES)}, both styles, in no other table here), or the defaults. "
+        "A subject's value is the mean over its seeds; a difference is taken between runs of the same subject and seed; "
+        "intervals are 95 % bootstrap intervals over subjects. The best step is each run's own, by its held-out loss, "
+        "for every rule alike. Lower is better for losses, pixel distance and PRES.\n\n"
         f"Settings: {setting}.\n\nAll rows: [results.jsonl](results.jsonl). Commands:\n\n"
         + "".join(f"    {c}\n" for c in commands)
     )

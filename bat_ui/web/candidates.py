@@ -222,9 +222,9 @@ def _evidence(group: dict) -> str:
     if ratio < 1.1:
         return "Nothing in how it pulls the model speaks against it."
     times = "over 1,000 times" if ratio > 1000 else f"{ratio:,.0f} times" if ratio >= 2 else f"{ratio:.1f} times"
-    if group["verdict"] == "valid":
-        return f"It pulls aside somewhat ({times} likelier than not at all), but not too far to help."
-    return f"That it pulls aside is {times} likelier than that it does not."
+    # Of the gradients under either, not of either: a likelihood ratio is no odds.
+    enough = ", but not so far that it could not help" if group["verdict"] == "valid" else ""
+    return f"How it pulls the model is {times} likelier if it disagrees than if it agrees{enough}."
 
 
 def _button(group: int, take: bool, idle: bool) -> str:

@@ -107,8 +107,8 @@ def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
     ("verdict", "evidence", "says"),
     [
         ("valid", 0.0, "Nothing in how it pulls"),
-        ("valid", 3.0, "20 times likelier than not at all), but not too far to help"),
-        ("harmful", 3.0, "20 times likelier"),
+        ("valid", 3.0, "20 times likelier if it disagrees than if it agrees, but not so far that it could not help."),
+        ("harmful", 3.0, "20 times likelier if it disagrees than if it agrees."),
         ("harmful", 900.0, "over 1,000 times"),
         ("too small to judge", 3.0, "With so few"),
     ],
