@@ -127,11 +127,9 @@ class Choice:
                 f"{taken}: it lowers the predicted error by {gain}{'' if c.chosen else ' only'}; its kind was not asked for."
             )
         if c.verdict != "valid":
-            return (
-                f"{taken}{', but counts little' if c.chosen else ''}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
-            )
+            return f"{taken}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
         if self.rule == "without_benefit":
-            return f"{taken}: its kind agrees with your subject; among those, it was drawn by lot."
+            return f"{taken}: its kind agrees with your subject; among those, the nearest come first."
         if c.chosen:
             return f"Taken: its kind agrees with your subject, and it lowers the predicted error by {gain}."
         return f"Left out: its kind agrees with your subject, but beside those taken it lowers the error by {gain} only."

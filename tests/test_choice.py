@@ -105,7 +105,7 @@ def test_every_candidate_says_why_it_is_taken_or_left_out():
     )
     assert "less than 0.1% only" in said(ranked, verdict="valid", gain=1e-5, rank=70)
     assert "pulls the model away" in said(ranked, verdict="harmful", rank=3)
-    assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith("Taken, but counts little")
+    assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith("Taken: its kind may disagree")
     assert "too few" in said(ranked, verdict="too small to judge")
     assert "by hand" in said(replace(ranked, dropped=("a/1",)), verdict="valid", gain=0.1, rank=1)
     assert "by hand" in said(replace(ranked, kept=("a/1",)), verdict="harmful", chosen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bat_ui.albat.allocation import GroupCurvature, group_curvature, rank_by_allocation
 from bat_ui.albat.benefit import SIZES, Ranking, design_weights, error_curve, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
 from bat_ui.albat.evidence import Judge, estimate_scales, observe
@@ -20,9 +21,10 @@ from bat_ui.albat.strength import MOST, Shares, best_strength, strength_curves, 
 from bat_ui.albat.validity import HARMFUL, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
-RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "gradient_cosine", "gradient_dot")
-STRENGTHENED = ("albat", "without_benefit")  # each group counts as much as it helps; elsewhere all images count the same
-METHOD = 6  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "by_image", "gradient_cosine", "gradient_dot")
+STRENGTHENED = ("albat", "without_benefit", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
+PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
+METHOD = 7  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 FEWEST, MANY = 40, 100  # bounds of the default number; images are ranked by the weights that FEWEST of them have
 
 
@@ -30,7 +32,7 @@ FEWEST, MANY = 40, 100  # bounds of the default number; images are ranked by the
 class Sketches:
     """Everything that the selection needs of n candidates, a adaptation images and f folds, k numbers each (float32).
 
-    ids: the candidates' ids. groups (n,): their labels, from cluster().
+    ids: the candidates' ids, nearest first. groups (n,): their labels, from cluster().
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
     risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: of all candidates.
@@ -92,12 +94,14 @@ def make_sketches(
 @dataclass(frozen=True)
 class Assessment:
     """What does not change when images are excluded or forced: sigma^2, ridge = delta sigma^2, the verdicts of both
-    forms (None where the sketches lack its parts), and by group the strength lambda_j at which it helps most alone."""
+    forms (None where the sketches lack its parts), the groups' mean curvature, and by group the strength lambda_j at which
+    it helps most alone."""
 
     noise: float
     ridge: float
     validity: Validity
     strengths: dict[int, float]
+    curvature: GroupCurvature
     scores: FoldScores | None
     scored_groups: tuple[ScoredGroup, ...]
 
@@ -112,7 +116,7 @@ class Selection:
     """A ranked choice.
 
     order (m,): candidate indices, best first. gains (m,): each one's part in the fall of the predicted error (for
-    gradient_cosine its score). errors (m + 1,): predicted error from no image on (empty where a rule predicts none).
+    rules that predict none its score). errors (m + 1,): predicted error from no image on (empty where a rule predicts none).
     knee: the default size. chosen: the ids taken. weights (m,): sampling weights of the chosen, mean one.
     strength: lambda, what their weighted mean loss should count beside the subject's. verdicts: for every candidate.
     """
@@ -162,10 +166,12 @@ def _judge(s: Sketches, ridge: float, noise: float | None = None) -> Assessment:
         s.gradients, s.curvature, s.groups, s.adaptation_curvature, ridge=ridge, noise=noise, tolerance=allowed
     )
     strengths = {label: best_strength(*curves[label], lam) for label, lam in validity.disagreement().items()}
+    means = group_curvature(s.curvature, s.groups, s.adaptation_curvature, risk_of(s), ridge=ridge)
+    found = (validity.noise, ridge, validity, strengths, means)
     if not len(s.judges):
-        return Assessment(validity.noise, ridge, validity, strengths, None, ())
+        return Assessment(*found, None, ())
     scores = fold_scores(s.judges, s.fold_gradients, s.adaptation_curvature.flatten(0, 1), ridge=ridge)
-    return Assessment(validity.noise, ridge, validity, strengths, scores, judge_groups(scores, s.groups))
+    return Assessment(*found, scores, judge_groups(scores, s.groups))
 
 
 def select(
@@ -180,13 +186,13 @@ def select(
     weighted: bool = False,
     most: float = MOST,
     limit: int | None = None,
-    seed: int = 0,
 ) -> Selection:
     """Rank the candidates by a rule and take the first m; forced ids first, excluded ones never.
 
-    - albat: each group at its own strength, greedy benefit at these weights; harmful groups come last.
+    - albat: from the group that takes most off the predicted error, nearest image first; harmful groups come last.
     - cross_fit: groups that left-out subject images find helpful, greedy by their need.
-    - without_validity: albat with equal weights and no question asked; without_benefit: albat in a seeded random order.
+    - without_validity: albat as if all groups agreed; without_benefit: nearest first, whatever the group, harmful ones last;
+      by_image: albat by each image's own curvature.
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
@@ -212,10 +218,12 @@ def select(
     first = torch.zeros(len(s.ids), dtype=torch.bool)
     first[[where[name] for name in forced]] = True
     shares = _shares(s, assessment, rule, most)
-    ranking = _rank(s, assessment, rule, allowed, first, shares, limit, seed)
-    errors = ranking.errors
-    if rule in ("albat", "without_validity"):
+    ranking = _rank(s, assessment, rule, allowed, first, shares, limit)
+    errors, gains = ranking.errors, ranking.gains
+    if rule in PREDICTED:
         errors = predicted_errors(s, assessment, ranking.order, shares)
+    if rule == "without_benefit":
+        gains = errors[:-1] - errors[1:]
     size = len(ranking.order)
     if len(errors):
         harmless = sum(v != HARMFUL for v in verdicts)
@@ -230,7 +238,7 @@ def select(
     return Selection(
         rule=rule,
         order=ranking.order.numpy(),
-        gains=ranking.gains.numpy(),
+        gains=gains.numpy(),
         errors=errors.numpy(),
         knee=size,
         chosen=tuple(s.ids[i] for i in chosen.tolist()),
@@ -268,7 +276,7 @@ def _shares(s: Sketches, a: Assessment, rule: str, most: float) -> Shares:
 
 
 def _rank(
-    s: Sketches, a: Assessment, rule: str, allowed: Tensor, first: Tensor, shares: Shares, limit: int | None, seed: int
+    s: Sketches, a: Assessment, rule: str, allowed: Tensor, first: Tensor, shares: Shares, limit: int | None
 ) -> Ranking:
     adaptation = s.adaptation_curvature.flatten(0, 1)
     if rule == "cross_fit":
@@ -277,24 +285,25 @@ def _rank(
             s.judges, s.fold_gradients, s.curvature, risk, adaptation,
             ridge=a.ridge, allowed=allowed, forced=first, limit=limit,
         )  # fmt: skip
-    if rule in ("albat", "without_validity"):
+    if rule in PREDICTED:
         open_ones = (allowed | first).nonzero()[:, 0]
-        weight = s.curvature.new_zeros(len(s.ids))
-        few = max(len(open_ones) / FEWEST, 1.0)
-        weight[open_ones] = (few * len(s.adaptation_curvature) * shares.of(open_ones)).to(weight)
+        total = shares.total(open_ones) * len(s.adaptation_curvature)
         harmful = [label for label, verdict in a.verdicts(rule).items() if verdict == HARMFUL]
-        last = torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype)) if rule == "albat" else None
-        return rank_by_benefit(
-            s.curvature, risk_of(s), adaptation, noise=a.noise, ridge=a.ridge, weight=weight, allowed=allowed,
-            forced=first, last=last, limit=limit,
-        )  # fmt: skip
-    if rule == "without_benefit":
-        score = torch.rand(len(s.ids), generator=torch.Generator().manual_seed(seed))
+        last = torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype)) & (rule != "without_validity")
+        given = {"noise": a.noise, "allowed": allowed, "forced": first, "last": last, "limit": limit}
+        if rule == "by_image":
+            each = total / min(FEWEST, max(len(open_ones), 1))
+            return rank_by_benefit(s.curvature, risk_of(s), adaptation, ridge=a.ridge, weight=each, **given)
+        if rule != "without_benefit":
+            agreed = dict.fromkeys(a.strengths, 0.0)
+            disagreement = agreed if rule == "without_validity" else a.validity.disagreement()
+            return rank_by_allocation(a.curvature, s.groups, total=total, disagreement=disagreement, **given)
+        score = -torch.linspace(0, 1, len(s.ids)) - 2.0 * last
     elif rule == "gradient_dot":
         score = torch.einsum("fk,fnk->n", s.judges.mean(1), s.fold_gradients) / len(s.judges)
     else:
         target = s.judges if len(s.judges) else s.start_gradients
         score = gradient_cosine(s.gradients, target)
-    order = torch.argsort(score + 4.0 * first, descending=True)
+    order = torch.argsort(score + 4.0 * first, descending=True, stable=True)
     order = order[(allowed | first)[order]][:limit]
     return Ranking(order, score[order], score.new_zeros(0))

@@ -1,7 +1,7 @@
 """Strength: how much of a group's loss to add, given how far it disagrees (theory.md, Strength).
 
 In: curvature vectors, groups and their disagreement. Out: for each group the weight lambda at which it helps most, and
-the disagreement up to which it helps at a given weight; and the weight of each image of a set.
+the disagreement up to which it helps at a given weight; and lambda for a set of images.
 Any group lowers the variance in proportion to lambda and brings a bias in proportion to lambda^2, so each has its own best
 weight, and disagreement makes it small instead of forbidding the group.
 """
@@ -22,22 +22,22 @@ LEAST, MOST, HIGHEST = 0.1, 1.0, 4.0
 
 
 class Shares:
-    """What each image of a set has of lambda: its group's strength, shared out among the group's images in the set, together
-    from LEAST to `most`; or, where no strengths are given, the same for all, together `most`."""
+    """What the images of a set have of lambda, the same for each: in sum the strengths of the groups that are among
+    them, from LEAST to `most`; or, where no strengths are given, `most`."""
 
     def __init__(self, groups: Tensor, strengths: dict[int, float], most: float = MOST) -> None:
-        self.groups, self.most = groups, most
-        # Images that a person takes out of a group that no weight helps have the smallest weight there is.
-        self.strengths = {label: max(value, float(LEVELS[1])) for label, value in strengths.items()}
+        self.groups, self.strengths, self.most = groups, strengths, most
+
+    def total(self, rows: Tensor) -> float:
+        """lambda for the images `rows`."""
+        if not self.strengths:
+            return self.most
+        found = sum(self.strengths[label] for label in torch.unique(self.groups[rows]).tolist())
+        return min(max(found, LEAST), self.most)
 
     def of(self, rows: Tensor) -> Tensor:
         """(m,) shares of the images `rows`, in sum lambda."""
-        if not self.strengths or not len(rows):
-            return torch.full((len(rows),), self.most / max(len(rows), 1))
-        labels, place, sizes = torch.unique(self.groups[rows], return_inverse=True, return_counts=True)
-        strengths = torch.tensor([self.strengths[label] for label in labels.tolist()])
-        strengths = strengths * strengths.sum().clamp(LEAST, self.most) / strengths.sum()
-        return (strengths / sizes)[place]
+        return torch.full((len(rows),), self.total(rows) / max(len(rows), 1))
 
 
 def strength_curves(

@@ -23,6 +23,7 @@ from bat_ui.evaluation.values import (
     bootstrap_interval,
     by_family,
     correlation_within,
+    lowest_at_first,
     main_rows,
     mean_over_subjects,
     over_seeds,
@@ -102,6 +103,12 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
                     f"{len(change)} subjects. With families resampled, whose two styles are no independent subjects: "
                     f"{_interval(by_family(change))}."
                 )
+    for rule in ("none", "albat"):
+        if early := list(lowest_at_first(by_rule.get(rule, [])).values()):
+            lines.append(
+                f"- {sum(early):.0f} of {len(early)} runs of `{rule}` are lowest at the first step that was measured: a "
+                "run stopped earlier may have been better still."
+            )
     return "## In short (losses x 1000)\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 

@@ -46,6 +46,7 @@ SKETCHED = {
     "albat_without_validity": ("without_validity", {}),
     "albat_without_benefit": ("without_benefit", {}),
     "albat_without_when": ("albat", {}),
+    "albat_by_image": ("by_image", {}),
     "albat_strict": ("albat", {"strict": True}),
     "albat_weighted": ("albat", {"weighted": True}),
     "cross_fit_shared": ("cross_fit", {}),
@@ -73,6 +74,7 @@ RULES = (
     "cross_fit",
     "albat_without_validity",
     "albat_without_benefit",
+    "albat_by_image",
     "albat_without_when",
     "oracle",
 )
@@ -166,7 +168,7 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
         sketches, assessment = pool.candidates, pool.assessment
     measured = rule not in FIXED and not folded
     most = pool.most_strength if measured else MOST
-    found = select(sketches, assessment, name, number, seed=seed, most=most, **options)
+    found = select(sketches, assessment, name, number, most=most, **options)
     alone = pool.subject_steps if measured else None
     parts = ("sketches", *(["folds"] if folded else []), *(["left_out"] if alone is not None else []))
     seconds = time.perf_counter() - started + sum(pool.seconds[part] for part in parts)

@@ -40,14 +40,15 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
     """The rows of one split under the configuration, and for rules of sketches the form of the method, that came last; and
-    of what remains of a rule, the number and strength of which there is most."""
+    of what remains of a rule, the number and strength of which there is most; at the steps at which every finished run was
+    measured, for who looks more often finds a lower lowest."""
     rows = _latest([r for r in rows if r["split"] == split and not r["variant"]], lambda r: r["config"])
     newest = next((r["selection"] for r in reversed(rows) if r["selection"]), None)
     kept = []
     for rule in ALL_RULES:
         found = [r for r in rows if r["rule"] == rule and r["selection"] in (None, newest)]
         kept += _most(found, lambda r: (r["number"], r["strength"]))
-    return kept
+    return _at_common_steps(kept)
 
 
 def at_best_step(rows: Sequence[dict], measure: str = "heldout_loss") -> Values:
@@ -58,6 +59,11 @@ def at_best_step(rows: Sequence[dict], measure: str = "heldout_loss") -> Values:
 def at_last_step(rows: Sequence[dict], measure: str = "heldout_loss") -> Values:
     """A measure at each run's last step."""
     return _by_run(rows, lambda run: max(run, key=lambda r: r["step"]).get(measure))
+
+
+def lowest_at_first(rows: Sequence[dict]) -> Values:
+    """1 for each run whose held-out loss is lowest at the first of its steps, else 0."""
+    return _by_run(rows, lambda run: float(min(run, key=_order) is min(run, key=lambda r: r["step"])))
 
 
 def over_seeds(values: Values) -> Values:
@@ -128,6 +134,16 @@ def _by_run(rows: Sequence[dict], pick: Callable[[list[dict]], float | None]) ->
         runs.setdefault((r["style"], r["subject"], r["seed"]), []).append(r)
     finished = {key: run for key, run in runs.items() if max(r["step"] for r in run) == last}
     return {key: value for key, run in finished.items() if (value := pick(run)) is not None}
+
+
+def _at_common_steps(rows: list[dict]) -> list[dict]:
+    runs: dict[tuple, set[int]] = {}
+    for r in rows:
+        if r["rule"] != "backbone":  # no training: its one row counts at every step
+            runs.setdefault((r["rule"], r["style"], r["subject"], r["seed"]), set()).add(r["step"])
+    last = max((step for steps in runs.values() for step in steps), default=0)
+    common = set.intersection(*(steps for steps in runs.values() if last in steps)) if runs else set()
+    return [r for r in rows if r["step"] in common or r["rule"] == "backbone"]
 
 
 def _order(row: dict) -> float:

@@ -50,36 +50,32 @@ def test_sketches_survive_the_way_through_arrays(made):
     assert Sketches.from_arrays(named.to_arrays()).ids == ("ä", "b")
 
 
-def test_albat_takes_the_group_that_agrees_and_a_harmful_one_hardly_counts(made, assessed):
+def test_albat_takes_the_group_that_agrees_and_the_harmful_one_last(made, assessed):
     assert assessed.verdicts("albat") == {0: "valid", 1: "harmful", 2: "too small to judge"}
     selection = select(made, assessed, "albat", 12)
     assert len(selection.chosen) == 12
-    assert all(int(name.split()[1]) < 50 for name in selection.chosen)
+    assert {int(name.split()[1]) // 50 for name in selection.chosen} <= {0, 2}
     assert np.all(selection.gains > 0)
     assert selection.errors[12] < 0.5 * selection.errors[0]
     assert 0 < selection.knee < 50
     assert assessed.strengths[1] < 0.1 * assessed.strengths[0]
     everything = select(made, assessed, "albat", 102)
     assert {int(name.split()[1]) // 50 for name in everything.chosen[-50:]} == {1}  # it comes last
-    away = [float(w) for name, w in zip(everything.chosen, everything.weights) if 50 <= int(name.split()[1]) < 100]
-    assert len(away) == 50 and sum(away) < 0.1 * everything.weights.sum()
     strict = select(made, assessed, "albat", 102, strict=True)
     assert {int(name.split()[1]) for name in strict.chosen} == set(range(50))
 
 
 @pytest.mark.parametrize("most", [MOST, 2.5])
 @pytest.mark.parametrize("rule", ["albat", "without_validity"])
-def test_lambda_stays_within_its_bounds_and_is_shared_by_groups(made, assessed, rule, most):
+def test_lambda_stays_within_its_bounds_and_is_shared_equally(made, assessed, rule, most):
     selection = select(made, assessed, rule, 60, most=most)
     assert LEAST <= selection.strength <= most + 1e-6
-    every = selection.weights / selection.weights.sum() * selection.strength
+    assert np.allclose(selection.weights, 1)
     if rule == "albat":
-        groups = np.array([int(made.groups[int(name.split()[1])]) for name in selection.chosen])
-        total = {g: every[groups == g].sum() for g in set(groups.tolist())}
-        scale = {total[g] / assessed.strengths[g] for g in total if assessed.strengths[g] > 0.001}
-        assert max(scale) < 1.001 * min(scale)
+        groups = {int(made.groups[int(name.split()[1])]) for name in selection.chosen}
+        assert selection.strength == pytest.approx(min(max(sum(assessed.strengths[g] for g in groups), LEAST), most))
     else:
-        assert np.allclose(every, most / 60)
+        assert selection.strength == most
 
 
 def test_every_rule_gives_a_nested_order_without_repeats(made, assessed):
@@ -92,8 +88,8 @@ def test_every_rule_gives_a_nested_order_without_repeats(made, assessed):
 def test_excluded_images_never_come_and_forced_ones_always_do(made, assessed):
     plain = select(made, assessed, "albat", 10)
     for rule in RULES:
-        selection = select(made, assessed, rule, 10, excluded=plain.chosen[:3], forced=("image 60", "image 101"))
-        assert set(selection.chosen[:2]) == {"image 60", "image 101"}
+        selection = select(made, assessed, rule, 10, excluded=plain.chosen[:3], forced=("image 60", "image 49"))
+        assert set(selection.chosen[:2]) == {"image 60", "image 49"}
         assert not set(selection.chosen) & set(plain.chosen[:3])
     again = select(made, assessed, "albat", 10, excluded=(plain.chosen[-1],))
     assert again.chosen[:9] == plain.chosen[:9]  # images ahead of the one dropped stay
@@ -111,12 +107,15 @@ def test_the_cross_fitted_rule_sees_that_the_harmful_group_pulls_away(made, asse
     assert by_group[0] > by_group[1]
 
 
-def test_weights_have_mean_one_and_seeds_change_only_the_random_order(made, assessed):
+def test_design_weights_have_mean_one(made, assessed):
     selection = select(made, assessed, "albat", 12, weighted=True)
     assert selection.weights.shape == (12,)
     assert abs(selection.weights.mean() - 1) < 1e-5
-    random = [select(made, assessed, "without_benefit", 10, seed=s).chosen for s in (0, 0, 1)]
-    assert random[0] == random[1] != random[2]
+
+
+def test_without_benefit_the_nearest_come_first_but_the_harmful_last(made, assessed):
+    order = select(made, assessed, "without_benefit", 102).order.tolist()
+    assert order == [*range(50), 100, 101, *range(50, 100)]
 
 
 def test_mistakes_are_answered_with_a_sentence(made, assessed):

@@ -10,6 +10,7 @@ from bat_ui.evaluation.values import (
     at_last_step,
     bootstrap_interval,
     correlation_within,
+    lowest_at_first,
     main_rows,
     over_seeds,
     paired,
@@ -75,6 +76,24 @@ def test_the_table_shows_the_method_that_was_measured_last_however_few_its_rows(
     sketched = [now | {"rule": "albat", "selection": s, "seed": i} for i, s in enumerate(("first", "first", "second"))]
     ablation = sketched[0] | {"rule": "albat_strict"}
     assert main_rows([ablation, *sketched, now]) == [now, sketched[2]]
+
+
+def test_a_rule_that_was_measured_more_often_has_no_lower_lowest_for_it():
+    often = [row("a", 0, step, loss) for step, loss in ((50, 0.1), (100, 0.3), (200, 0.4))]
+    rare = [row("a", 0, step, loss, rule="albat") for step, loss in ((100, 0.3), (200, 0.2))]
+    unfinished, plain = row("a", 1, 100, 0.3, rule="albat"), row("a", 0, 0, 0.9, rule="backbone")
+    assert main_rows([*often, *rare, unfinished, plain]) == [plain, *often[1:], *rare, unfinished]
+
+
+def test_it_is_told_which_runs_were_lowest_at_their_first_step():
+    rows = [
+        row("a", 0, 100, 0.1),
+        row("a", 0, 200, 0.2),
+        row("b", 0, 100, 0.3),
+        row("b", 0, 200, 0.2),
+        row("c", 0, 100, 0.1),
+    ]
+    assert lowest_at_first(rows) == {("flat", "a", 0): 1.0, ("flat", "b", 0): 0.0}
 
 
 def test_predictions_are_compared_over_the_rules_of_one_run():
