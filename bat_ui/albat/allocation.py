@@ -31,14 +31,12 @@ class GroupCurvature:
 
     def beside(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """`start` and `image` with M = (C^-1 + sum_j weights_j U_j' U_j)^-1 in the place of C; weights (J,)."""
-        rows = weights.repeat_interleave(self.own.shape[1])
+        rows = weights.repeat_interleave(self.own.shape[1]).double()
         some = rows.nonzero()[:, 0]
-        if not len(some):
-            return self.start, self.image
-        inner = self.start[some][:, some] + torch.diag(1 / rows[some])
-        back = torch.cholesky_solve(torch.cat([self.start[some], self.image[some]], 1), torch.linalg.cholesky(inner))
-        moved = torch.cat([self.start, self.image], 1) - self.start[:, some] @ back
-        return moved[:, : len(rows)].contiguous(), moved[:, len(rows) :].contiguous()
+        whole = torch.cat([self.start, self.image], 1).double()
+        inner = self.start.double()[some][:, some] + torch.diag(1 / rows[some])
+        moved = whole - self.start.double()[:, some] @ torch.cholesky_solve(whole[some], torch.linalg.cholesky(inner))
+        return tuple(part.to(self.start) for part in moved.split([len(rows), self.image.shape[1]], 1))
 
 
 def group_curvature(curvature: Tensor, groups: Tensor, adaptation: Tensor, risk: Tensor, *, ridge: float) -> GroupCurvature:
