@@ -34,8 +34,8 @@ class GroupCurvature:
         rows = weights.repeat_interleave(self.own.shape[1]).double()
         some = rows.nonzero()[:, 0]
         whole = torch.cat([self.start, self.image], 1).double()
-        inner = self.start.double()[some][:, some] + torch.diag(1 / rows[some])
-        moved = whole - self.start.double()[:, some] @ torch.cholesky_solve(whole[some], torch.linalg.cholesky(inner))
+        inner = whole[some][:, some] + torch.diag(1 / rows[some])
+        moved = whole - whole[:, some] @ torch.cholesky_solve(whole[some], torch.linalg.cholesky(inner))
         return tuple(part.to(self.start) for part in moved.split([len(rows), self.image.shape[1]], 1))
 
 
@@ -80,7 +80,7 @@ def rank_by_allocation(
     where = place[picks.places]
     count, directions, _ = found.own.shape
     lam = found.own.new_tensor([disagreement[label] for label in found.labels.tolist()])
-    taken, size, gains = found.own.new_zeros(count), FIRST / 2, []
+    taken, size, gains = found.own.new_zeros(count), FIRST // 2, []
     eye = torch.eye(directions, dtype=lam.dtype, device=lam.device)
     while (mask := picks.open()) is not None:
         done = len(picks.order)
@@ -96,7 +96,7 @@ def rank_by_allocation(
         open_groups = torch.zeros(count, dtype=torch.bool).index_fill_(0, where[mask], True).to(lam.device)
         j = int(net.masked_fill(~open_groups, float("-inf")).argmax())
         block = 1 if done < FINE else done // GROWTH
-        members = (mask & (where == j)).nonzero()[: int(min(block, picks.limit - done, size - done)), 0]
+        members = (mask & (where == j)).nonzero()[: min(block, picks.limit - done, size - done), 0]
         inner = torch.linalg.inv(eye / (weight * len(members)) + each[j])
         columns, reach = start.view(-1, count, directions)[:, j] @ inner, seen[j].clone()
         image = image - columns @ reach

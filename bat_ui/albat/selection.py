@@ -25,7 +25,7 @@ RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "by_image"
 STRENGTHENED = ("albat", "without_benefit", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
 METHOD = 7  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
-FEWEST, MANY = 40, 100  # bounds of the default number; images are ranked by the weights that FEWEST of them have
+FEWEST, MANY = 40, 100  # bounds of the default number; by_image ranks by the weights that FEWEST images have
 
 
 @dataclass(frozen=True)
