@@ -196,8 +196,8 @@ def select(
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
-    m None: the knee, within FEWEST, MANY and, if possible, the groups that are not harmful. strict: albat takes valid groups
-    only. weighted: sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank no further.
+    m None: the knee, from FEWEST to MANY, and none of a harmful group. strict: albat takes valid groups only. weighted:
+    sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank no further.
     Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
@@ -215,10 +215,11 @@ def select(
     only_valid = strict or rule == "cross_fit"
     allowed = torch.tensor([v == VALID or not only_valid for v in verdicts], dtype=torch.bool)
     allowed[[where[name] for name in excluded]] = False
+    last = torch.tensor([v == HARMFUL and rule != "without_validity" for v in verdicts], dtype=torch.bool)
     first = torch.zeros(len(s.ids), dtype=torch.bool)
     first[[where[name] for name in forced]] = True
     shares = _shares(s, assessment, rule, most)
-    ranking = _rank(s, assessment, rule, allowed, first, shares, limit)
+    ranking = _rank(s, assessment, rule, allowed, first, last, shares, limit)
     errors, gains = ranking.errors, ranking.gains
     if rule in PREDICTED:
         errors = predicted_errors(s, assessment, ranking.order, shares)
@@ -226,8 +227,8 @@ def select(
         gains = errors[:-1] - errors[1:]
     size = len(ranking.order)
     if len(errors):
-        harmless = sum(v != HARMFUL for v in verdicts)
-        size = min(size, knee(errors) if only_valid else max(FEWEST, min(knee(errors), MANY, harmless)))
+        wanted = knee(errors) if only_valid else min(max(FEWEST, knee(errors)), MANY)
+        size = min(size, wanted, int((allowed & ~last).sum()))
     take = min(max(size if m is None else m, len(forced)), len(ranking.order))
     chosen = ranking.order[:take]
     share = shares.of(chosen)
@@ -276,7 +277,14 @@ def _shares(s: Sketches, a: Assessment, rule: str, most: float) -> Shares:
 
 
 def _rank(
-    s: Sketches, a: Assessment, rule: str, allowed: Tensor, first: Tensor, shares: Shares, limit: int | None
+    s: Sketches,
+    a: Assessment,
+    rule: str,
+    allowed: Tensor,
+    first: Tensor,
+    last: Tensor,
+    shares: Shares,
+    limit: int | None,
 ) -> Ranking:
     adaptation = s.adaptation_curvature.flatten(0, 1)
     if rule == "cross_fit":
@@ -288,8 +296,6 @@ def _rank(
     if rule in PREDICTED:
         open_ones = (allowed | first).nonzero()[:, 0]
         total = shares.total(open_ones) * len(s.adaptation_curvature)
-        harmful = [label for label, verdict in a.verdicts(rule).items() if verdict == HARMFUL]
-        last = torch.isin(s.groups, torch.tensor(harmful, dtype=s.groups.dtype)) & (rule != "without_validity")
         given = {"noise": a.noise, "allowed": allowed, "forced": first, "last": last, "limit": limit}
         if rule == "by_image":
             each = total / min(FEWEST, max(len(open_ones), 1))

@@ -65,6 +65,15 @@ def test_albat_takes_the_group_that_agrees_and_the_harmful_one_last(made, assess
     assert {int(name.split()[1]) for name in strict.chosen} == set(range(50))
 
 
+def test_by_itself_no_harmful_image_fills_up_a_short_list(made, assessed):
+    gone = tuple(f"image {i}" for i in range(25))
+    selection = select(made, assessed, "albat", excluded=gone)
+    assert len(selection.chosen) == selection.knee == 27  # what is left of the groups that are not harmful
+    assert {int(name.split()[1]) // 50 for name in selection.chosen} == {0, 2}
+    assert {int(name.split()[1]) // 50 for name in select(made, assessed, "albat", 40, excluded=gone).chosen} == {0, 1, 2}
+    assert select(made, assessed, "albat", excluded=tuple(f"image {i}" for i in (*range(50), 100, 101))).chosen == ()
+
+
 @pytest.mark.parametrize("most", [MOST, 2.5])
 @pytest.mark.parametrize("rule", ["albat", "without_validity"])
 def test_lambda_stays_within_its_bounds_and_is_shared_equally(made, assessed, rule, most):
