@@ -159,6 +159,7 @@ class Session:
 
     def __init__(self, address: str, project: str):
         self.project, self.hash, self.answers = project, secrets.token_hex(8), []
+        self.wait = 1.0
         # A connection is given up before the server does so after 5 seconds: a browser would ask again, httpx does not.
         limits = Limits(max_connections=CONNECTIONS, keepalive_expiry=3)
         self.http = AsyncClient(base_url=address, timeout=120, limits=limits, verify=False)
@@ -189,11 +190,12 @@ class Session:
         return time.monotonic() - began
 
     async def look(self, until: float) -> None:
-        await asyncio.sleep(secrets.randbelow(1000) / 1000)  # not all at the same moment
+        await asyncio.sleep(self.wait * secrets.randbelow(1000) / 1000)  # not all at the same moment
         while time.monotonic() < until:
             about = json.dumps([self.values.get(component) for component in self.about])
             beat = await self._answer("GET", "/heartbeat", params={"page": self.hash, "about": about})
-            next_beat = time.monotonic() + beat["wait"]
+            self.wait = beat["wait"]
+            next_beat = time.monotonic() + self.wait
             for box, word, follower in zip(self.boxes, beat["words"], self.followers):
                 if word != self.values.get(box):
                     self.values[box] = word

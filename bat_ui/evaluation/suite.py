@@ -117,12 +117,12 @@ class Bench:
         return self._pool
 
     def run(self, job: Job, steps: Sequence[int]) -> Iterable[dict]:
-        """Train once and yield a row at each of `steps`, measured while training waits."""
+        """Train once, to the last of `steps`, and yield a row at each of them, measured while training waits."""
         s = self.settings
         pool = self.pool() if job.rule in SKETCHED or s.prediction else None
         chosen = choose(job.rule, job.number, self.world, self.case, self.seed, pool, self.cache)
         strength = DEFAULT_STRENGTH if job.strength is None else job.strength
-        training = replace(s.training, seed=self.seed, steps=max(steps), strength=strength * chosen.strength)
+        training = replace(s.training, seed=self.seed, steps=max(s.steps), strength=strength * chosen.strength)
         if chosen.subject_steps is not None:
             training = replace(training, subject_steps=chosen.subject_steps)
         if job.rule == "none_share":
@@ -146,6 +146,8 @@ class Bench:
                     "selection_seconds": round(chosen.seconds, 2),
                     "measuring_seconds": round(took, 2),
                 }  # fmt: skip
+                if step == max(steps):
+                    return
                 last = time.perf_counter()
 
     def measure(self, job: Job, samples: bool, keep: bool) -> dict:

@@ -23,8 +23,8 @@ from bat_ui.web.parts import Updates
 
 PATH = "/heartbeat"
 SECONDS = 1.0  # between two looks of a page
-A_SECOND = 2 * (os.cpu_count() or 1)  # looks that the server answers; where more browsers look, each looks less often
-GONE_SECONDS = 30.0  # after which a page that asks no more is not counted
+A_SECOND = os.cpu_count() or 1  # looks that the server answers; where more browsers look, each looks less often
+GONE_SECONDS = 60.0  # after which a page that asks no more is not counted
 
 ASK = """async (...values) => {
     const words = values.slice(%d);

@@ -92,6 +92,17 @@ def test_no_number_of_the_plain_training_changes_when_it_is_measured_less_often(
     assert row["heldout_loss"] == same["heldout_loss"] and row["prior_loss"] == same["prior_loss"]
 
 
+def test_an_early_step_asked_for_afterwards_is_one_of_the_whole_run(finished, backbone, tmp_path):
+    folder, _ = finished
+    settings = replace(TINY, rules=("random",), training=replace(TINY.training, subject_steps=1))
+    apart, whole = tmp_path / "apart.jsonl", tmp_path / "whole.jsonl"
+    suite.run(backbone, settings, plan.plan(settings), whole, folder / "cache")
+    apart.write_text("".join(f"{json.dumps(r)}\n" for r in results.read_rows(whole) if r["step"] == 3))
+    assert suite.run(backbone, settings, plan.plan(settings), apart, folder / "cache") == 1
+    losses = [{r["step"]: r["heldout_loss"] for r in results.read_rows(path)} for path in (apart, whole)]
+    assert losses[0] == losses[1]
+
+
 def test_every_rule_and_seed_is_measured_at_the_same_noise(backbone, monkeypatch, finished, tmp_path):
     seen, real = [], metrics.denoising_loss
 
