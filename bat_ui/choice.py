@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from bat_ui.albat import selection as albat
 from bat_ui.albat.selection import RULES, Assessment, Sketches, assess
-from bat_ui.albat.strength import MOST
+from bat_ui.albat.strength import MOST, most_strength
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, replacing, write_json
 
@@ -65,10 +65,11 @@ class Choice:
     """All candidates, ranked ones first.
 
     errors: the predicted-error curve relative to no picture, knee its default; groups: the verdicts with their evidence;
-    strength: the lambda that the rule suggests (1 where it suggests none); subject_steps: how long the surrogate was trained
-    on the subject alone, and so should a run be (None: the rule has none); most_strength: what lambda may reach then;
-    left_out: the losses of left-out pictures that say both, by step; dropped, kept: what the user changed by hand; store:
-    what the store says of itself (StoreInfo.summary), with its `place` unless it is the backbone's own.
+    strength: the lambda that the rule suggests for the last step (1 where it suggests none); subject_steps: how long the
+    surrogate was trained on the subject alone, and so should a run be (None: the rule has none); most_strength: what lambda
+    may reach in a run as long as the selection was told; left_out: the losses of left-out pictures that say both, by step;
+    dropped, kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary), with its `place`
+    unless it is the backbone's own.
     """
 
     rule: str
@@ -84,6 +85,12 @@ class Choice:
     dropped: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     store: dict = field(default_factory=dict)
+
+    def strength_in(self, steps: int) -> float:
+        """lambda in the last step of a run of `steps`, however long the selection was told that it would be."""
+        if not self.left_out:
+            return self.strength
+        return self.strength * most_strength(steps, self.subject_steps) / self.most_strength
 
     @property
     def chosen(self) -> tuple[Candidate, ...]:
@@ -288,7 +295,8 @@ def by_rule(choice: Choice, rule: str, sketches_path: Path) -> Choice:
         raise UserError("This rule needs a search of its own: choose it above and find helpful pictures again.")
     number = sum(c.chosen for c in choice.looked_at)
     dropped = tuple(c.id for c in choice.extra if not c.chosen)
-    blank = replace(choice, rule=rule, dropped=dropped, kept=(), num_backbone=number, errors=(), knee=None, strength=1.0)
+    plain = {"errors": (), "knee": None, "strength": choice.most_strength}
+    blank = replace(choice, rule=rule, dropped=dropped, kept=(), num_backbone=number, **plain)
     if rule in RULES:
         return apply_selection(blank, *judge(sketches_path))
     rows = sorted(choice.looked_at, key=lambda c: c.id)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bat_ui.albat.strength import HIGHEST, LEAST, MOST
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.evaluation.metrics import denoising_loss
@@ -25,7 +24,6 @@ from bat_ui.training.lora import lora
 
 DRAWS = 16  # timesteps and noises, the same for every picture and step
 STREAM = 3  # of these draws, apart from those that sketch
-REACH = 0.3  # of a run: where left-out pictures turn there, lambda may reach 1; found on the tuning subjects
 PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the longest run, where the loss is taken
 
 
@@ -59,11 +57,6 @@ class LeftOut:
 def surrogate_steps(settings: SelectionSettings, training: TrainingSettings, found_out: LeftOut | None) -> int:
     """Length of the surrogate's run: as given, else to the turning point, else as a run on its own would be alone."""
     return settings.surrogate_steps or (found_out.turning if found_out else max(round(training.steps_alone), 1))
-
-
-def most_strength(training: TrainingSettings, found_out: LeftOut | None) -> float:
-    """What lambda may reach (theory.md, When): the earlier the turning point the more; MOST where nobody asked."""
-    return MOST if found_out is None else min(max(REACH * training.steps / found_out.turning, LEAST), HIGHEST)
 
 
 def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSettings, progress: Progress) -> LeftOut | None:

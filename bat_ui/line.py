@@ -133,7 +133,7 @@ def run_training(
     subject = prepared.encode(backbone, bucketed=backbone.photos)
     choice = Choice.load(run.choice)
     alone = choice.subject_steps if settings.subject_steps is None else settings.subject_steps
-    suggested = replace(settings, strength=settings.strength * choice.strength, subject_steps=alone)
+    suggested = replace(settings, strength=settings.strength * choice.strength_in(settings.steps), subject_steps=alone)
     chosen = encode_chosen(backbone, run, choice, progress)
     clock.lap("encoding")
     together.wait()  # until all have looked for a checkpoint

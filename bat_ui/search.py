@@ -9,10 +9,11 @@ import torch
 
 from bat_ui.additions import brought_along, pictures_of
 from bat_ui.albat.selection import assess
+from bat_ui.albat.strength import most_strength
 from bat_ui.albat.validity import GroupVerdict
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import SEARCH, Candidate, Choice, apply_selection, save_sketches
-from bat_ui.left_out import left_out_losses, most_strength, surrogate_steps
+from bat_ui.left_out import left_out_losses, surrogate_steps
 from bat_ui.project import Clock, Progress, Project, silent
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.sketching import sketch_candidates
@@ -99,7 +100,8 @@ def choose_by_albat(
         Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
     )
     losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.means)) if found_out else ()
-    when = {"subject_steps": alone, "most_strength": most_strength(training, found_out), "left_out": losses}
+    most = most_strength(training.steps, found_out and found_out.turning)
+    when = {"subject_steps": alone, "most_strength": most, "left_out": losses}
     choice = Choice("albat", rows, settings.num_backbone, groups=groups, **when)
     choice = apply_selection(choice, sketches, assessment)
     clock.lap("ranking")

@@ -166,3 +166,11 @@ def test_albat_hands_weights_and_strength_on_and_other_rules_none(made):
     assert albat.strength == pytest.approx(found.strength, abs=1e-5)
     random = by_rule(albat, "random", path)
     assert random.strength == 1 and {c.weight for c in random.candidates} == {1.0}
+
+
+def test_lambda_in_the_last_step_grows_with_the_run_where_left_out_pictures_said_when(made):
+    choice = replace(made[0], strength=3.0)
+    assert choice.strength_in(400) == choice.strength_in(800) == 3
+    asked = replace(choice, subject_steps=80, most_strength=4.0, left_out=({"step": 80, "loss": 0.1},))
+    assert asked.strength_in(400) == 3 and asked.strength_in(800) == pytest.approx(3 / 4 * (800 / 80 - 1))
+    assert by_rule(asked, "random", made[2]).strength == 4

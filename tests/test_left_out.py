@@ -6,9 +6,9 @@ import statistics
 import pytest
 import torch
 
-from bat_ui.albat.strength import HIGHEST, MOST
+from bat_ui.albat.strength import HIGHEST, LEAST, MOST, most_strength
 from bat_ui.evaluation.metrics import denoising_loss
-from bat_ui.left_out import DRAWS, REACH, STREAM, LeftOut, left_out_losses, most_strength, surrogate_steps
+from bat_ui.left_out import DRAWS, STREAM, LeftOut, left_out_losses, surrogate_steps
 from bat_ui.project import silent
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
@@ -71,14 +71,9 @@ def test_pictures_that_do_not_agree_leave_the_step_in_the_middle():
 
 
 def test_the_earlier_left_out_pictures_turn_the_more_lambda_may_reach():
-    """REACH of a run in: 1; otherwise in inverse proportion, as early stopping shrinks, within what was tried."""
-    training = TrainingSettings(steps=400)
-
-    def most(turning):
-        return most_strength(training, LeftOut((turning, 400), ((0.1, 0.3), (0.2, 0.4))))
-
-    assert most(REACH * 400) == pytest.approx(1) and most(40) == pytest.approx(2 * most(80))
-    assert most(1) == HIGHEST and most_strength(training, None) == MOST
+    for turning in (30, 80, 200):
+        assert 1 / (1 + most_strength(400, turning)) == pytest.approx(turning / 400)  # the subject's part of the sum
+    assert most_strength(400, 1) == HIGHEST and most_strength(100, 100) == LEAST and most_strength(400, None) == MOST
 
 
 def test_without_left_out_pictures_a_fifth_of_the_run_is_the_subjects_alone():

@@ -24,7 +24,7 @@ from bat_ui.errors import UserError
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "by_image", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
-METHOD = 7  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+METHOD = 8  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 FEWEST, MANY = 40, 100  # bounds of the default number; by_image ranks by the weights that FEWEST images have
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from bat_ui.albat.benefit import LowRank
 
-LEVELS = torch.cat([torch.zeros(1), torch.logspace(-3, 0.6, 37)]).double()  # 0, and 0.001 to 4 in steps of a quarter
+LEVELS = torch.cat([torch.zeros(1), torch.logspace(-3, 1.2, 43)]).double()  # 0, and 0.001 to 16 in steps of a quarter
 
 # lambda of all groups together. Where nothing says how much is needed they never outweigh the subject; where all disagree, a
 # tenth of them still kept every subject that was measured from being learned by heart (docs/evidence), which no term of the
 # theory foresees; and more than HIGHEST was not tried.
-LEAST, MOST, HIGHEST = 0.1, 1.0, 4.0
+LEAST, MOST, HIGHEST = 0.1, 1.0, 16.0
 
 
 class Shares:
@@ -38,6 +38,14 @@ class Shares:
     def of(self, rows: Tensor) -> Tensor:
         """(m,) shares of the images `rows`, in sum lambda."""
         return torch.full((len(rows),), self.total(rows) / max(len(rows), 1))
+
+
+def most_strength(steps: int, turning: int | None) -> float:
+    """What lambda may reach in the last of `steps` (theory.md, When): what leaves turning / steps of the sum to the subject.
+
+    MOST where nobody asked for the turning point.
+    """
+    return MOST if turning is None else min(max(steps / turning - 1, LEAST), HIGHEST)
 
 
 def strength_curves(

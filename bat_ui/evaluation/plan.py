@@ -16,6 +16,7 @@ from bat_ui.evaluation.subjects import TUNING_FAMILIES, subject_names
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
 DEFAULT_NUMBER, DEFAULT_STRENGTH = 40, 1.0
+SCHEDULE = 2  # counts up when backbone pictures gain weight over the steps in another way; 1 was strength * (1 - t0 / t)
 TUNING_NUMBERS, TUNING_STRENGTHS = (10, 40, 160, 640), (0.03, 0.1, 0.3, 1.0)
 
 
@@ -92,7 +93,9 @@ def tuned(rows: Sequence[dict], rule: str) -> tuple[int | None, float] | None:
     """
     runs: dict[tuple, dict[tuple, dict[int, float]]] = {}
     for row in rows:
-        if row["split"] == "tuning" and row["rule"] == rule and row["heldout_loss"] is not None:
+        if row["schedule"] not in (None, SCHEDULE) or row["heldout_loss"] is None:
+            continue
+        if row["split"] == "tuning" and row["rule"] == rule:
             steps = runs.setdefault((row["number"], row["strength"]), {})
             steps.setdefault((row["subject"], row["style"], row["seed"]), {})[row["step"]] = row["heldout_loss"]
     measured = {key: sum(map(len, found.values())) for key, found in runs.items()}

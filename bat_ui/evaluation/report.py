@@ -194,16 +194,16 @@ def _every_setting(rows: Sequence[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for r in rows:
         if r["rule"] != "backbone" and r["heldout_loss"] is not None:
-            setting = (ALL_RULES.index(r["rule"]), r["number"], r["strength"], r["selection"])
+            setting = (ALL_RULES.index(r["rule"]), r["number"], r["strength"], r["schedule"], r["selection"])
             groups.setdefault((r["split"], r["config"], r["variant"], *setting), []).append(r)
-    heads = ["split", "configuration", "rule", "asked", "lambda", "sketches", "subjects"]
+    heads = ["split", "configuration", "rule", "asked", "lambda", "schedule", "sketches", "subjects"]
     table = [heads + ["best", "last", "best: less none", "last: less none"]]
     for key in sorted(groups, key=str):
         found = groups[key]
         none = [r for r in rows if (r["split"], r["config"]) == key[:2] and r["rule"] == "none"]
         best, last = at_best_step(found), at_last_step(found)
         number = "own" if key[4] is None else str(key[4])
-        line = [key[0], " ".join(filter(None, key[1:3])), ALL_RULES[key[3]], number, str(key[5] or ""), key[6] or ""]
+        line = [key[0], " ".join(filter(None, key[1:3])), ALL_RULES[key[3]], number, *(str(part or "") for part in key[5:])]
         line += [str(len(over_seeds(best))), *(f"{1000 * mean_over_subjects(v):.2f}" for v in (best, last))]
         line += [_interval(paired(best, at_best_step(none))), _interval(paired(last, at_last_step(none)))]
         table.append(line)

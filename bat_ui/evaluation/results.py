@@ -17,13 +17,26 @@ from filelock import FileLock
 
 from bat_ui.albat.selection import METHOD
 from bat_ui.backbones.stable_diffusion import Backbone
-from bat_ui.evaluation.plan import EvaluationSettings, Job
-from bat_ui.evaluation.rules import SKETCHED
+from bat_ui.evaluation.plan import SCHEDULE, EvaluationSettings, Job
+from bat_ui.evaluation.rules import SKETCHED, WITHOUT_PICTURES
 from bat_ui.files import read_json_lines
 from bat_ui.search import RANDOM_PART
 from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
 
-KEY = ("split", "subject", "style", "rule", "seed", "step", "number", "strength", "variant", "config", "selection")
+KEY = (
+    "split",
+    "subject",
+    "style",
+    "rule",
+    "seed",
+    "step",
+    "number",
+    "strength",
+    "schedule",
+    "variant",
+    "config",
+    "selection",
+)
 
 
 def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
@@ -76,6 +89,7 @@ def read_rows(results: Path) -> list[dict]:
     """The complete rows of a results file; where one was measured again with samples, only that one."""
     rows: dict[tuple, dict] = {}
     for row in read_json_lines(results):
+        row.setdefault("schedule", None if row["rule"] in WITHOUT_PICTURES else 1)
         key = tuple(row[k] for k in KEY)
         if key not in rows or row["generation"]:
             rows[key] = row
@@ -106,6 +120,7 @@ def keyed(job: Job, settings: EvaluationSettings, config: str, step: int) -> dic
         "step": step,
         "number": job.number,
         "strength": job.strength,
+        "schedule": None if job.rule in WITHOUT_PICTURES else SCHEDULE,
         "variant": settings.variant,
         "generation": draws_samples(settings, step),
         "config": config,

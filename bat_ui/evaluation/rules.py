@@ -22,7 +22,7 @@ from torch import Tensor
 from bat_ui.albat.benefit import asymptotic_error, error_curve
 from bat_ui.albat.cross_fit import rank_by_score
 from bat_ui.albat.selection import Assessment, Sketches, assess, risk_of, select
-from bat_ui.albat.strength import MOST
+from bat_ui.albat.strength import MOST, most_strength
 from bat_ui.albat.validity import cluster
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -31,7 +31,7 @@ from bat_ui.errors import UserError
 from bat_ui.evaluation.subjects import Case
 from bat_ui.files import read_json, replacing, write_json
 from bat_ui.generation import generate
-from bat_ui.left_out import LeftOut, left_out_losses, most_strength, surrogate_steps
+from bat_ui.left_out import LeftOut, left_out_losses, surrogate_steps
 from bat_ui.project import Progress
 from bat_ui.search import find_candidates
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
@@ -303,7 +303,8 @@ def make_pool(
         write_json(clock, seconds)
     kept = read_json(turning) if settings.surrogate_steps is None else None
     found_out = LeftOut(**kept) if kept else None
-    alone, most = surrogate_steps(settings, training, found_out), most_strength(training, found_out)
+    alone = surrogate_steps(settings, training, found_out)
+    most = most_strength(training.steps, found_out and found_out.turning)
     surrogate = training.subject_alone(alone)
     if not main.is_file():
         began = time.perf_counter()

@@ -111,7 +111,9 @@ def _checked(candidates: list[Candidate]) -> str:
 
 
 def _training(choice: Choice, report: dict, step: int | None) -> str:
-    settings = dict(report.get("training", {}).get("settings", {}))
+    trained = report.get("training", {})
+    settings, strength = dict(trained.get("settings", {})), trained.get("lambda")
+    settings["strength"] = None if strength is None else round(strength, 4)
     if step and step != settings.get("steps", step):
         settings["steps"] = f"{step}, a checkpoint of {settings['steps']}"
     by_rule, by_hand, own = ([c for c in choice.chosen if c.origin == origin] for origin in (SEARCH, ADDED, OWN))
@@ -131,8 +133,6 @@ def _training(choice: Choice, report: dict, step: int | None) -> str:
         "lr_scheduler": "learning rate schedule",
         "batch_size": "batch size",
     }
-    names |= {"strength": "weight of the backbone pictures", "seed": "seed"}
-    if "strength" in settings:
-        settings["strength"] = round(settings["strength"] * choice.strength, 4)
-    lines += [f"- {text}: {settings[name]}" for name, text in names.items() if name in settings]
+    names |= {"strength": "weight of the backbone pictures in the last step", "seed": "seed"}
+    lines += [f"- {text}: {settings[name]}" for name, text in names.items() if settings.get(name) is not None]
     return "\n".join(lines)

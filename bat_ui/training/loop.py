@@ -44,8 +44,8 @@ def train(
 ) -> Iterator[Step]:
     """Minimise mean subject loss + strength(t) * mean backbone loss (theory.md: the BAT objective), yielding each step t.
 
-    strength(t) = strength * (1 - subject_steps / t), from zero on (theory.md, When).  `backbone_share` of every batch is for
-    `chosen`, and left out while they count for nothing; without `chosen` the whole batch is the subject's.
+    strength(t) is zero for the steps alone and then rises evenly to `strength` (theory.md, When).  `backbone_share` of every
+    batch is for `chosen`, and left out while they count for nothing; without `chosen` the whole batch is the subject's.
     `start` is the number of steps that `weights` and `optimizer` have behind them.
     Pictures of one batch that have one shape go through the UNet together, as many as the backbone's preset allows;
     several processes share each batch out and have equal weights after it.
@@ -95,7 +95,7 @@ def train(
 
 def strength_at(step: int, settings: TrainingSettings) -> float:
     """What the mean loss of the backbone pictures counts at a step, from 1 on (theory.md, When)."""
-    return settings.strength * max(1 - settings.steps_alone / step, 0.0)
+    return settings.strength * max(step - settings.steps_alone, 0.0) / (settings.steps - settings.steps_alone)
 
 
 def _draw_subject(subject: Encoded, count: int, rng: torch.Generator) -> Encoded:

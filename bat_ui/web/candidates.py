@@ -66,7 +66,7 @@ def summary(choice: Choice) -> str:
         words += ": training will see your pictures alone."
     elif looked_at and looked_at < len(choice.errors):
         error = choice.errors[looked_at] / choice.errors[0]
-        weight = f"together they count {choice.strength:.2g} times as much as your pictures"
+        weight = f"in the end they count {choice.strength:.2g} times as much as your pictures"
         if error < 1:
             words += f": {weight}, and the predicted error falls to {error:.0%} of what it is without any."
         else:
@@ -121,7 +121,8 @@ def when(choice: Choice) -> str:
         tells += "It was best after a few steps, for they differ so much: backbone pictures come in almost at once."
     else:
         tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."
-    tells += f" The earlier, the more they are needed: they may count {choice.most_strength:.2g} times as much as your own."
+    tells += " From there on they count more and more, so that yours are not learned by heart after all: in the end up to "
+    tells += f"{choice.most_strength:.2g} times as much as your own."
     chart = line_chart(
         [Series("", points, "line")],
         x_label="training steps",

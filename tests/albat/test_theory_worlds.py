@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bat_ui.albat.selection import assess, assess_known, make_sketches, select
+from bat_ui.albat.strength import HIGHEST
 
 SIZE, ADAPT, POOL, M, SIGMA, TAU = 40, 6, 600, 40, 0.5, 1.0
 DISAGREEMENT = (0.0, 0.0, 0.15, 0.4, 1.0, 2.0)
@@ -80,7 +81,7 @@ def errors_of(rules, worlds, known, count=M):
         alone = fit(xa, ya) - phi
         errors["none"].append(alone @ q @ alone)
         for rule in rules:
-            selection = select(sketches, assessment, rule, count, most=4.0)
+            selection = select(sketches, assessment, rule, count, most=HIGHEST)
             errors[rule].append(error_of(selection, phi, q, xa, ya, x, y))
         # The published check draws its two random rules from the same stream; so do we, to meet the same worlds.
         rng.choice(POOL, M, replace=False)
@@ -115,7 +116,7 @@ def test_estimated_scales_lie_near_the_truth_and_selection_still_helps():
         sketches = sketches_of(q, xa, ya, x, y, group)
         assessment = assess(sketches)
         alone = fit(xa, ya) - phi
-        selection = select(sketches, assessment, "albat", M, most=4.0)
+        selection = select(sketches, assessment, "albat", M, most=HIGHEST)
         assert error_of(selection, phi, q, xa, ya, x, y) < alone @ q @ alone
         ratios.append((assessment.noise / SIGMA**2, assessment.ridge / (SIGMA**2 / TAU**2)))
     noise, ridge = np.exp(np.log(ratios).mean(0))
@@ -128,7 +129,7 @@ def test_the_predicted_error_errs_on_the_safe_side_and_not_far():
     for _ in range(30):
         phi, q, xa, ya, x, y, group = world(rng)
         sketches = sketches_of(q, xa, ya, x, y, group)
-        selection = select(sketches, assessment_of(sketches, known=True), "albat", POOL, most=4.0)
+        selection = select(sketches, assessment_of(sketches, known=True), "albat", POOL, most=HIGHEST)
         predicted.append(selection.errors[POOL])
         measured.append(error_of(selection, phi, q, xa, ya, x, y))
     assert (

@@ -206,6 +206,7 @@ def test_relatives_are_training_stickers_of_the_subjects_own_style_first():
 def test_tuning_takes_the_complete_setting_of_lowest_loss():
     def row(number, subject, loss):
         place = {"split": "tuning", "rule": "albat", "seed": 0, "step": 5, "style": "flat", "strength": 1.0}
+        place["schedule"] = plan.SCHEDULE
         return place | {"number": number, "subject": subject, "heldout_loss": loss}
 
     rows = [row(10, "a", 0.3), row(10, "b", 0.3), row(40, "a", 0.2), row(40, "b", 0.3), row(160, "a", 0.01)]
@@ -215,6 +216,7 @@ def test_tuning_takes_the_complete_setting_of_lowest_loss():
     found = ((10, "a", 0.3), (10, "b", 0.3), (40, "a", 0.2), (40, "b", 0.9))
     late = [row(number, subject, loss) | {"step": 9} for number, subject, loss in found]
     assert plan.tuned(rows + late, "albat") == (10, 1.0)  # what 40 wins at its best step, it loses later
+    assert plan.tuned([r | {"schedule": 1} for r in rows], "albat") is None
 
 
 def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, tmp_path, monkeypatch):

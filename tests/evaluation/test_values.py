@@ -21,7 +21,8 @@ from bat_ui.evaluation.values import (
 
 def row(subject, seed, step, loss, rule="none", **more):
     base = {"split": "suite", "style": "flat", "subject": subject, "seed": seed, "step": step, "heldout_loss": loss}
-    base |= {"rule": rule, "config": "c", "variant": "", "number": 40, "strength": 1.0, "selection": None}
+    base |= {"rule": rule, "config": "c", "variant": "", "number": 40, "strength": 1.0}
+    base |= {"schedule": None, "selection": None}
     return base | more
 
 
@@ -76,6 +77,13 @@ def test_the_table_shows_the_method_that_was_measured_last_however_few_its_rows(
     sketched = [now | {"rule": "albat", "selection": s, "seed": i} for i, s in enumerate(("first", "first", "second"))]
     ablation = sketched[0] | {"rule": "albat_strict"}
     assert main_rows([ablation, *sketched, now]) == [now, sketched[2]]
+
+
+def test_runs_in_which_pictures_gained_weight_in_an_earlier_way_are_left_out():
+    plain, random = row("a", 0, 1, 0.5), row("a", 0, 1, 0.4, rule="random")
+    before, now = random | {"schedule": 1}, random | {"schedule": 2, "seed": 1}
+    assert main_rows([plain, before, now]) == [plain, now]
+    assert main_rows([plain, before]) == [plain, before]
 
 
 def test_a_rule_that_was_measured_more_often_has_no_lower_lowest_for_it():

@@ -7,9 +7,11 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
+from bat_ui.albat.strength import most_strength
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
+from bat_ui.training import loop
 from bat_ui.training.loop import _draw_subject, new_optimizer, strength_at, train
 from bat_ui.training.lora import lora
 from bat_ui.training.processes import Processes
@@ -57,11 +59,11 @@ def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backb
             torch.testing.assert_close(p.detach(), trained[name], atol=1e-5, rtol=1e-3)
 
 
-def test_backbone_pictures_come_in_after_the_subject_steps_as_early_stopping_would_let_go(backbone, pictures):
-    """1 / t of shrinkage that early stopping loses is what they gain: together constant from subject_steps on."""
-    settings = TrainingSettings(strength=0.5, subject_steps=40)
-    together = [strength_at(t, settings) / 0.5 + 40 / t for t in (40, 50, 100, 1000)]
-    assert together == pytest.approx([1.0] * 4) and strength_at(39, settings) == 0
+def test_backbone_pictures_come_in_after_the_subject_steps_and_leave_the_subject_a_part_that_falls(backbone, pictures):
+    """The subject's part of the sum is subject_steps / t from there on."""
+    settings = TrainingSettings(steps=400, strength=most_strength(400, 40), subject_steps=40)
+    parts = [(1 + strength_at(t, settings)) * 40 / t for t in (40, 50, 100, 400)]
+    assert parts == pytest.approx([1.0] * 4) and strength_at(39, settings) == 0
     settings = TrainingSettings(steps=4, rank=2, batch_size=4, subject_steps=2, seed=1)
     with lora(backbone, 2, 0) as weights:
         steps = list(train(backbone, weights, new_optimizer(weights, settings), pictures(2, 1), pictures(2, 2), settings))
@@ -110,7 +112,8 @@ def test_weights_decide_how_often_a_backbone_picture_is_drawn(backbone, pictures
 FORMER_LOSSES = [1.1456257, 1.1298971, 1.1639827, 1.1406515, 1.1023339, 1.1461055, 1368.4660593]
 
 
-def test_stickers_train_as_ever(backbone, pictures):
+def test_stickers_train_as_ever(backbone, pictures, monkeypatch):
+    monkeypatch.setattr(loop, "strength_at", lambda step, settings: settings.strength)  # as it was for no steps alone
     settings = TrainingSettings(steps=3, rank=2, batch_size=5, backbone_share=0.4, strength=0.3, subject_steps=0, seed=2)
     weights_of = torch.tensor([1.0, 2.0, 0.5])
     chosen = Encoded(pictures(3, 2).latents, pictures(3, 2).states, weights_of)
