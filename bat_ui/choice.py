@@ -65,7 +65,7 @@ class Choice:
     """All candidates, ranked ones first.
 
     errors: the predicted-error curve relative to no picture, knee its default; groups: the verdicts with their evidence;
-    strength: the lambda that the rule suggests for the last step (1 where it suggests none); subject_steps: how long the
+    strength: the lambda that the rule suggests for the last step (MOST where it suggests none); subject_steps: how long the
     surrogate was trained on the subject alone, and so should a run be (None: the rule has none); most_strength: what lambda
     may reach in a run as long as the selection was told; left_out: the losses of left-out pictures that say both, by step;
     dropped, kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary), with its `place`
@@ -78,7 +78,7 @@ class Choice:
     errors: tuple[float, ...] = ()
     knee: int | None = None
     groups: tuple[dict, ...] = ()
-    strength: float = 1.0
+    strength: float = MOST
     subject_steps: int | None = None
     most_strength: float = MOST
     left_out: tuple[dict, ...] = ()

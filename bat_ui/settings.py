@@ -43,7 +43,7 @@ class TrainingSettings:
     lr_warmup_steps: int = 0  # in which the learning rate rises from zero
     batch_size: int = 8
     backbone_share: float = 0.5  # part of each batch that is backbone pictures, if there are any
-    strength: float = 1.0  # of the backbone pictures in the last step, times what the selection suggests (1 if nothing)
+    strength: float = 1.0  # of the backbone pictures in the last step, times what the selection suggests
     subject_steps: int | None = None  # before backbone pictures come in; None: as many as the selection found out
     checkpoint_every: int = 100  # steps
     seed: int = 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bat_ui.albat.selection import assess, make_sketches, select
+from bat_ui.albat.strength import MOST
 from bat_ui.choice import (
     Candidate,
     Choice,
@@ -165,7 +166,7 @@ def test_albat_hands_weights_and_strength_on_and_other_rules_none(made):
     assert {c.id: c.weight for c in albat.chosen} == pytest.approx(dict(zip(found.chosen, found.weights.tolist())), abs=1e-5)
     assert albat.strength == pytest.approx(found.strength, abs=1e-5)
     random = by_rule(albat, "random", path)
-    assert random.strength == 1 and {c.weight for c in random.candidates} == {1.0}
+    assert random.strength == MOST and {c.weight for c in random.candidates} == {1.0}
 
 
 def test_lambda_in_the_last_step_grows_with_the_run_where_left_out_pictures_said_when(made):

@@ -15,10 +15,10 @@ from bat_ui.albat.benefit import LowRank
 
 LEVELS = torch.cat([torch.zeros(1), torch.logspace(-3, 1.2, 43)]).double()  # 0, and 0.001 to 16 in steps of a quarter
 
-# lambda of all groups together. Where nothing says how much is needed they never outweigh the subject; where all disagree, a
-# tenth of them still kept every subject that was measured from being learned by heart (docs/evidence), which no term of the
-# theory foresees; and more than HIGHEST was not tried.
-LEAST, MOST, HIGHEST = 0.1, 1.0, 16.0
+# lambda of all groups together in a run's last step. Where nothing says how much is needed it may be what a turning point at
+# a fifth of the run asks for; where all disagree, a tenth of them still kept every subject that was measured from being
+# learned by heart (docs/evidence), which no term of the theory foresees; and more than HIGHEST was not tried.
+LEAST, MOST, HIGHEST = 0.1, 4.0, 16.0
 
 
 class Shares:
