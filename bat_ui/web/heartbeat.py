@@ -24,7 +24,8 @@ from bat_ui.web.parts import Updates
 PATH = "/heartbeat"
 SECONDS = 1.0  # between two looks of a page
 A_SECOND = os.cpu_count() or 1  # looks that the server answers; where more browsers look, each looks less often
-GONE_SECONDS = 60.0  # after which a page that asks no more is not counted
+LONGEST = 30.0  # seconds between two looks of a page, however many look
+LATE = 5.0  # seconds; a page that has not asked for twice its wait and these is gone and not counted
 
 ASK = """async (...values) => {
     const words = values.slice(%d);
@@ -61,7 +62,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
-        self._pages: dict[str, float] = {}  # when each page asked last
+        self._pages: dict[str, float] = {}  # when each page is taken for gone
         self.route = Route(PATH, self._answer)
 
     def follow(
@@ -100,8 +101,10 @@ class Heartbeat:
     def wait(self, page: str) -> float:
         """Seconds until `page` should ask again: longer the more pages ask."""
         now = time.monotonic()
-        self._pages = {name: at for name, at in self._pages.items() if now - at < GONE_SECONDS} | {page: now}
-        return min(max(SECONDS, len(self._pages) / A_SECOND), GONE_SECONDS / 2)
+        self._pages = {name: gone for name, gone in self._pages.items() if now < gone} | {page: now}
+        wait = min(max(SECONDS, len(self._pages) / A_SECOND), LONGEST)
+        self._pages[page] = now + 2 * wait + LATE
+        return wait
 
     def _answer(self, request: Request) -> JSONResponse | PlainTextResponse:
         if not _may_look(request):

@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from bat_ui.web.heartbeat import GONE_SECONDS, PATH, Heartbeat
+from bat_ui.web.heartbeat import LATE, LONGEST, PATH, Heartbeat
 
 
 @pytest.fixture()
@@ -65,6 +65,17 @@ def test_the_more_pages_look_the_less_often_each_does(heartbeat, monkeypatch):
     assert heartbeat.wait("page") == heartbeat.wait("page") == 1.0
     monkeypatch.setattr("bat_ui.web.heartbeat.A_SECOND", 10)
     assert [heartbeat.wait(f"page {i}") for i in range(49)][-1] == 5.0
-    assert max(heartbeat.wait(f"page {i}") for i in range(1000)) < GONE_SECONDS
-    now[0] += GONE_SECONDS
+    assert max(heartbeat.wait(f"page {i}") for i in range(1000)) == LONGEST
+    now[0] += 2 * LONGEST + LATE
     assert heartbeat.wait("page") == 1.0
+
+
+def test_a_page_that_was_closed_is_soon_no_longer_counted(heartbeat, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("bat_ui.web.heartbeat.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bat_ui.web.heartbeat.A_SECOND", 1)
+    assert [heartbeat.wait(f"page {i}") for i in range(4)] == [1.0, 2.0, 3.0, 4.0]
+    waits = []
+    for now[0] in (104.0, 108.0, 110.0, 112.0):  # one of them looks on; the others are late by more than twice their wait
+        waits.append(heartbeat.wait("page 3"))
+    assert waits == [4.0, 3.0, 2.0, 1.0]
