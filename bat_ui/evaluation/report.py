@@ -81,6 +81,8 @@ def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
         "training. Where a rule takes pictures, their number and the weight lambda are those that the commands give "
         "(`--numbers`, `--strengths`); where a command gives none, those that did best on the family kept for tuning "
         f"({', '.join(TUNING_FAMILIES)}, both styles, in no other table here), or the defaults. "
+        "lambda is what they count in the last step, to which it rises evenly after the steps alone (schedule 2); under "
+        "schedule 1 it rose to lambda (1 - t0 / t) at step t. "
         "A subject's value is the mean over its seeds; a difference is taken between runs of the same subject and seed; "
         "intervals are 95 % bootstrap intervals over subjects. The best step is each run's own, by its held-out loss, "
         "for every rule alike. Lower is better for losses, pixel distance and PRES.\n\n"
@@ -113,13 +115,14 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
 
 
 def _loss_table(by_rule: dict[str, list[dict]]) -> str:
-    heads = ["rule", "subjects", "runs", "pictures", "lambda"]
+    heads = ["rule", "subjects", "runs", "pictures", "lambda", "schedule"]
     for label in ("best", "last"):
         heads += [f"{label} step", *(f"{label}: less {ref}" for ref in REFERENCES)]
     table = [heads]
     for rule, rows in by_rule.items():
         runs, lambdas = at_last_step(rows), (round(r["lambda"], 2) if r["num"] else None for r in rows)
         line = [rule, str(len(over_seeds(runs))), str(len(runs)), _span(r["num"] for r in rows), _span(lambdas)]
+        line.append(_span(r["schedule"] for r in rows))
         for at in (at_best_step, at_last_step):
             values = at(rows)
             line.append(f"{1000 * mean_over_subjects(values):.2f}" if values else "")

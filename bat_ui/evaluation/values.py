@@ -39,14 +39,15 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
-    """The rows of one split under the configuration, for rules of pictures the schedule, and for rules of sketches the form
-    of the method, that came last; and of what remains of a rule, the number and strength of which there is most; at the
-    steps at which every finished run was measured, for who looks more often finds a lower lowest."""
+    """The rows of one split under the configuration, and for rules of sketches the form of the method, that came last; of a
+    rule's the schedule that came last, and of what remains the number and strength of which there is most; at the steps at
+    which every finished run was measured, for who looks more often finds a lower lowest."""
     rows = _latest([r for r in rows if r["split"] == split and not r["variant"]], lambda r: r["config"])
-    newest = {k: next((r[k] for r in reversed(rows) if r[k]), None) for k in ("schedule", "selection")}
+    newest = next((r["selection"] for r in reversed(rows) if r["selection"]), None)
     kept = []
     for rule in ALL_RULES:
-        found = [r for r in rows if r["rule"] == rule and all(r[k] in (None, newest[k]) for k in newest)]
+        found = [r for r in rows if r["rule"] == rule and r["selection"] in (None, newest)]
+        found = _latest(found, lambda r: r["schedule"])
         kept += _most(found, lambda r: (r["number"], r["strength"]))
     return _at_common_steps(kept)
 
