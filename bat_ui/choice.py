@@ -295,8 +295,8 @@ def by_rule(choice: Choice, rule: str, sketches_path: Path) -> Choice:
         raise UserError("This rule needs a search of its own: choose it above and find helpful pictures again.")
     number = sum(c.chosen for c in choice.looked_at)
     dropped = tuple(c.id for c in choice.extra if not c.chosen)
-    plain = {"errors": (), "knee": None, "strength": choice.most_strength}
-    blank = replace(choice, rule=rule, dropped=dropped, kept=(), num_backbone=number, **plain)
+    blank = replace(choice, rule=rule, dropped=dropped, kept=(), num_backbone=number)
+    blank = replace(blank, errors=(), knee=None, strength=choice.most_strength)
     if rule in RULES:
         return apply_selection(blank, *judge(sketches_path))
     rows = sorted(choice.looked_at, key=lambda c: c.id)

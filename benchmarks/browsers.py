@@ -159,7 +159,7 @@ class Session:
 
     def __init__(self, address: str, project: str):
         self.project, self.hash, self.answers = project, secrets.token_hex(8), []
-        self.wait = 1.0
+        self.wait = 1.0  # seconds between two looks, as the server said last
         # A connection is given up before the server does so after 5 seconds: a browser would ask again, httpx does not.
         limits = Limits(max_connections=CONNECTIONS, keepalive_expiry=3)
         self.http = AsyncClient(base_url=address, timeout=120, limits=limits, verify=False)

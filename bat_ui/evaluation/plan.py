@@ -93,9 +93,8 @@ def tuned(rows: Sequence[dict], rule: str) -> tuple[int | None, float] | None:
     """
     runs: dict[tuple, dict[tuple, dict[int, float]]] = {}
     for row in rows:
-        if row["schedule"] not in (None, SCHEDULE) or row["heldout_loss"] is None:
-            continue
-        if row["split"] == "tuning" and row["rule"] == rule:
+        comparable = row["schedule"] in (None, SCHEDULE) and row["heldout_loss"] is not None
+        if row["split"] == "tuning" and row["rule"] == rule and comparable:
             steps = runs.setdefault((row["number"], row["strength"]), {})
             steps.setdefault((row["subject"], row["style"], row["seed"]), {})[row["step"]] = row["heldout_loss"]
     measured = {key: sum(map(len, found.values())) for key, found in runs.items()}

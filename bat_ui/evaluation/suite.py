@@ -133,20 +133,21 @@ class Bench:
         num = 0 if chosen.images is None else len(chosen.images)
         common = {"num": num, "lambda": training.strength, "steps_alone": training.steps_alone if num else None, **said}
         seconds, last = chosen.seconds, time.perf_counter()
+        final = max(steps)
         with self._adapter(job, training) as weights:
             for step, losses in self._steps(job, chosen.images, training, weights):
                 if step not in steps:
                     continue
                 seconds += time.perf_counter() - last
                 began = time.perf_counter()
-                measured = self.measure(job, draws_samples(s, step), keep=step == max(steps))
+                measured = self.measure(job, draws_samples(s, step), keep=step == final)
                 took = time.perf_counter() - began
                 yield common | {"step": step} | losses | measured | {
                     "seconds": round(seconds, 2),
                     "selection_seconds": round(chosen.seconds, 2),
                     "measuring_seconds": round(took, 2),
                 }  # fmt: skip
-                if step == max(steps):
+                if step == final:
                     return
                 last = time.perf_counter()
 

@@ -101,9 +101,9 @@ class Heartbeat:
     def wait(self, page: str) -> float:
         """Seconds until `page` should ask again: longer the more pages ask."""
         now = time.monotonic()
-        self._pages = {name: gone for name, gone in self._pages.items() if now < gone} | {page: now}
-        wait = min(max(SECONDS, len(self._pages) / A_SECOND), LONGEST)
-        self._pages[page] = now + 2 * wait + LATE
+        others = {name: gone for name, gone in self._pages.items() if now < gone and name != page}
+        wait = min(max(SECONDS, (len(others) + 1) / A_SECOND), LONGEST)
+        self._pages = others | {page: now + 2 * wait + LATE}
         return wait
 
     def _answer(self, request: Request) -> JSONResponse | PlainTextResponse:
