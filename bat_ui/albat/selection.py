@@ -25,7 +25,7 @@ RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "by_image"
 STRENGTHENED = ("albat", "without_benefit", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
 METHOD = 8  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
-FEWEST, MANY = 40, 100  # bounds of the default number; by_image ranks by the weights that FEWEST images have
+FEWEST = 40  # the default number is no smaller; by_image ranks by the weights that so many images have
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def select(
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
-    m None: the knee, from FEWEST to MANY, and none of a harmful group. strict: albat takes valid groups only. weighted:
+    m None: the knee, FEWEST at least, and none of a harmful group. strict: albat takes valid groups only. weighted:
     sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank no further.
     Raises UserError for unknown or clashing ids.
     """
@@ -227,7 +227,7 @@ def select(
         gains = errors[:-1] - errors[1:]
     size = len(ranking.order)
     if len(errors):
-        wanted = knee(errors) if only_valid else min(max(FEWEST, knee(errors)), MANY)
+        wanted = knee(errors) if only_valid else max(FEWEST, knee(errors))
         size = min(size, wanted, int((allowed & ~last).sum()))
     take = min(max(size if m is None else m, len(forced)), len(ranking.order))
     chosen = ranking.order[:take]

@@ -17,7 +17,7 @@ from bat_ui.settings import SelectionSettings, TrainingSettings
 
 DEFAULT_NUMBER, DEFAULT_STRENGTH = 40, 1.0
 SCHEDULE = 2  # counts up when backbone pictures gain weight over the steps in another way; 1 was strength * (1 - t0 / t)
-TUNING_NUMBERS, TUNING_STRENGTHS = (10, 40, 160, 640), (0.03, 0.1, 0.3, 1.0)
+TUNING_NUMBERS, TUNING_STRENGTHS = (10, 40, 160, 640), (1.0, 4.0, 16.0)
 
 
 @dataclass(frozen=True)
