@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from serving import server, tiny_backbone, wait_for
 
 ROUNDS, REST = 3, 3.0  # nobody looks, then everybody; seconds before each, in which the last ones' answers come
 CONNECTIONS = 4  # of a session
+TAB = "step-3"  # that a page opens at while a training runs; what is in other tabs is drawn when they are opened
 LATENCY, SPEED = 1.0, 0.9  # seconds at the 95th percentile, and the part of its pace that the training must keep
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -176,6 +178,8 @@ class Session:
         beat = next(e for e in events if any(kind == "tick" for _, kind in e["targets"]))
         self.boxes, self.about = beat["outputs"], beat["inputs"][: -len(beat["outputs"])]
         self.followers = [next(e for e in events if [box, "change"] in e["targets"]) for box in self.boxes]
+        other = {c["id"] for c in config["components"] if c["type"] == "tabitem" and c["props"]["elem_id"] != TAB}
+        self.hidden = {part["id"] for tab in parts(config["layout"]) if tab["id"] in other for part in parts(tab)}
         first = next(e for e in events if any(kind == "load" for _, kind in e["targets"]) and project in e["outputs"])
         asked = {"data": [self.project], "fn_index": first["id"], "session_hash": self.hash}
         (await self.http.post("/gradio_api/queue/join", json=asked)).raise_for_status()
@@ -197,7 +201,7 @@ class Session:
             self.wait = beat["wait"]
             next_beat = time.monotonic() + self.wait
             for box, word, follower in zip(self.boxes, beat["words"], self.followers):
-                if word != self.values.get(box):
+                if word != self.values.get(box) and box not in self.hidden:
                     self.values[box] = word
                     data = [self.values.get(component) for component in follower["inputs"]]
                     asked = {"data": data, "fn_index": follower["id"], "session_hash": self.hash}
@@ -222,6 +226,13 @@ class Session:
                     self.values[component] = value["value"]
             else:
                 self.values[component] = value
+
+
+def parts(layout: dict) -> Iterator[dict]:
+    """A part of a page's layout and all that is in it."""
+    yield layout
+    for child in layout.get("children") or ():
+        yield from parts(child)
 
 
 def percentile(values: list[float], part: float) -> float:

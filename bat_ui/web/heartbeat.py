@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -27,24 +28,28 @@ A_SECOND = os.cpu_count() or 1  # looks that the server answers; where more brow
 LONGEST = 30.0  # seconds between two looks of a page, however many look
 LATE = 5.0  # seconds; a page that has not asked for twice its wait and these is gone and not counted
 
+# The page keeps what it heard last, and tells a step of it when that step's tab is in sight.
 ASK = """async (...values) => {
-    const words = values.slice(%d);
+    const words = values.slice(%(about)d), about = JSON.stringify(values.slice(0, %(about)d)), tabs = %(tabs)s;
     const beat = window.batBeat ??= {page: Math.random().toString(36).slice(2), next: 0};
-    if (Date.now() < beat.next || document.hidden) return words;
+    const insight = tab => !tab || document.getElementById(tab)?.offsetParent;
+    const heard = () => beat.about === about ? beat.words.map((word, i) => insight(tabs[i]) ? word : words[i]) : words;
+    if (Date.now() < beat.next || document.hidden) return heard();
     beat.next = Infinity;
     let wait = 1;
     try {
-        const asked = new URLSearchParams({page: beat.page, about: JSON.stringify(values.slice(0, %d))});
-        const answer = await fetch('.%s?' + asked, {signal: AbortSignal.timeout(20000)});
-        if (!answer.ok) return words;
-        const beats = await answer.json();
-        wait = beats.wait;
-        return beats.words;
+        const asked = new URLSearchParams({page: beat.page, about});
+        const answer = await fetch('.%(path)s?' + asked, {signal: AbortSignal.timeout(20000)});
+        if (answer.ok) {
+            const told = await answer.json();
+            wait = told.wait;
+            Object.assign(beat, {about, words: told.words});
+        }
     } catch {
-        return words;
     } finally {
         beat.next = Date.now() + 1000 * wait - 500;
     }
+    return heard();
 }"""
 
 
@@ -82,7 +87,7 @@ class Heartbeat:
         """Beat from now on; no more can be followed."""
         about = [component for part in self._parts for component in part.about]
         boxes = [part.box for part in self._parts]
-        script = ASK % (len(about), len(about), PATH)
+        script = ASK % {"about": len(about), "path": PATH, "tabs": [_tab_of(box) for box in boxes]}
         gr.Timer(SECONDS).tick(None, [*about, *boxes], boxes, js=script, api_visibility="private")
 
     def words(self, values: Sequence[Any]) -> list[str]:
@@ -118,6 +123,13 @@ class Heartbeat:
             return PlainTextResponse("Only the page's own script asks here.", 400)
         wait = self.wait(request.query_params.get("page", "")[:32])
         return JSONResponse({"words": words, "wait": wait}, headers={"Cache-Control": "no-store"})
+
+
+def _tab_of(part: Block) -> str:
+    """The id in the page of the tab that a part is in, "" where it is in none."""
+    while part is not None and not isinstance(part, gr.Tab):
+        part = part.parent
+    return part.elem_id if part else ""
 
 
 def _may_look(request: Request) -> bool:

@@ -46,7 +46,7 @@ def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
             builders += (build_comparison_step,)
             steps = []
             for number, (label, build) in enumerate(zip(("Subject", "Backbone", "Train", "Draw", "Compare"), builders), 1):
-                with gr.Tab(f"{number} {label}", id=number):
+                with gr.Tab(f"{number} {label}", id=number, elem_id=f"step-{number}"):
                     steps.append(build(shared))
         sidebar = build_sidebar(shared)
         steps.append(sidebar)
