@@ -7,6 +7,7 @@ whenever an image is excluded or forced. Left out on purpose: the model, the ima
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,8 +25,10 @@ from bat_ui.errors import UserError
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "by_image", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
-METHOD = 8  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
-FEWEST = 40  # the default number is no smaller; by_image ranks by the weights that so many images have
+METHOD = 9  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+# Bounds of the default number: so many at least, and from there on none that counts less than this beside a subject image.
+# by_image ranks by the weights that FEWEST images have.
+FEWEST, LIGHTEST = 40, 0.5
 
 
 @dataclass(frozen=True)
@@ -196,8 +199,9 @@ def select(
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
-    m None: the knee, FEWEST at least, and none of a harmful group. strict: albat takes valid groups only. weighted:
-    sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank no further.
+    m None: the knee within FEWEST and as many as count LIGHTEST each, and none of a harmful group. strict: albat takes
+    valid groups only. weighted: sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank
+    no further.
     Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
@@ -227,8 +231,10 @@ def select(
         gains = errors[:-1] - errors[1:]
     size = len(ranking.order)
     if len(errors):
-        wanted = knee(errors) if only_valid else max(FEWEST, knee(errors))
-        size = min(size, wanted, int((allowed & ~last).sum()))
+        harmless = allowed & ~last
+        weight = shares.total(harmless.nonzero()[:, 0]) * len(s.adaptation_curvature)
+        wanted = knee(errors) if only_valid else max(FEWEST, min(knee(errors), math.ceil(weight / LIGHTEST)))
+        size = min(size, wanted, int(harmless.sum()))
     take = min(max(size if m is None else m, len(forced)), len(ranking.order))
     chosen = ranking.order[:take]
     share = shares.of(chosen)

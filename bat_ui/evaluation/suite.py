@@ -140,7 +140,7 @@ class Bench:
                     continue
                 seconds += time.perf_counter() - last
                 began = time.perf_counter()
-                measured = self.measure(job, draws_samples(s, step), keep=step == final)
+                measured = self.measure(job, draws_samples(s, step), keep=step in (0, training.steps))
                 took = time.perf_counter() - began
                 yield common | {"step": step} | losses | measured | {
                     "seconds": round(seconds, 2),
