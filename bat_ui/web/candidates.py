@@ -104,7 +104,9 @@ def curve(choice: Choice) -> str:
     best = min(points, key=lambda p: p[1])
     tells = f"The curve says how much is left to go wrong with so many pictures: lowest with {best[0]} ({best[1]:.2f})."
     if suggested and best[0] >= choice.knee:
-        tells += f" Most of that is won with {choice.knee}; those after it repeat what is known."
+        won = (points[0][1] - points[choice.knee][1]) / (points[0][1] - best[1])
+        rest = "repeat what is known" if won > 0.9 else "count for little each, or pull the model away"
+        tells += f" {won:.0%} of that fall is won with {choice.knee}, as suggested; more of them {rest}."
     return f"{chart}<p class='facts'>{tells}</p>{SYMBOLS}"
 
 

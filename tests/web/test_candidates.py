@@ -52,6 +52,11 @@ def test_a_rule_without_verdicts_and_gains_shows_none(project):
     assert candidates.curve(plain) == ""
 
 
+@pytest.mark.parametrize("at_two, said", [(0.42, "97% of that fall is won with 2"), (0.8, "count for little each")])
+def test_the_curve_says_how_much_of_its_fall_the_suggested_number_wins(at_two, said):
+    assert said in candidates.curve(replace(CHOICE, errors=(1.0, 0.9, at_two, 0.4), knee=2))
+
+
 def test_the_summary_counts_what_is_taken_and_what_it_is_predicted_to_bring():
     assert "1 of 2 taken" in candidates.summary(CHOICE) and "falls to 88%" in candidates.summary(CHOICE)
     none = replace(CHOICE, candidates=tuple(replace(c, chosen=False) for c in ROWS))
