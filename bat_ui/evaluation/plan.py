@@ -119,7 +119,7 @@ def _wanted(settings: EvaluationSettings) -> list[str]:
         return names
     unknown = [w for w in settings.subjects if not any(w in (n, n.partition("/")[2]) for n in names)]
     if unknown:
-        kept = f" ({', '.join(TUNING_FAMILIES)} is for tuning only)" if not settings.tuning else ""
+        kept = f" ({', '.join(TUNING_FAMILIES)} are for tuning only)" if not settings.tuning else ""
         raise UserError(f'There is no subject "{unknown[0]}" here: choose from {", ".join(names)}{kept}.')
     return [n for n in names if n in settings.subjects or n.partition("/")[2] in settings.subjects]
 

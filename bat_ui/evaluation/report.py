@@ -79,7 +79,7 @@ def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
         "optimiser steps, batch size, seeds, and noise and prompts of measurement; `none` fills its whole batch with the "
         "subject, `none_share` only the part that it has beside backbone pictures, `backbone` is the model before any "
         "training. Where a rule takes pictures, their number and the weight lambda are those that the commands give "
-        "(`--numbers`, `--strengths`); where a command gives none, those that did best on the family kept for tuning "
+        "(`--numbers`, `--strengths`); where a command gives none, those that did best on families kept for tuning "
         f"({', '.join(TUNING_FAMILIES)}, both styles, in no other table here), or the defaults. "
         "lambda is what they count in the last step, to which it rises evenly after the steps alone (schedule 2); under "
         "schedule 1 it rose to lambda (1 - t0 / t) at step t. "

