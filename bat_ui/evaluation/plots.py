@@ -39,6 +39,7 @@ def plot_curves(by_rule: dict[str, list[dict]], out: Path) -> str:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.6))
+    ticks = sorted({r["step"] for rows in by_rule.values() for r in rows if r["step"]})
     for axis, measure in zip(axes, ("heldout_loss", "prior_loss")):
         for i, (rule, rows) in enumerate(by_rule.items()):
             steps = sorted({r["step"] for r in rows})
@@ -50,8 +51,10 @@ def plot_curves(by_rule: dict[str, list[dict]], out: Path) -> str:
             wide = 2.6 if rule == "albat" else 1.2
             axis.plot(steps, means, marker="o", markersize=3, linewidth=wide, label=rule, color=plt.cm.tab20(i % 20))
         axis.set_xscale("log")
+        axis.set_xticks(ticks, ticks)
+        axis.minorticks_off()
         axis.set_xlabel("optimiser steps")
-        axis.set_ylabel(measure.replace("_", " "))
+        axis.set_ylabel(measure.replace("heldout", "held-out").replace("_", " "))
     axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, out / "curves.png")
     return "![held-out and prior loss over steps](curves.png)\n"
