@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,7 @@ def serve(host: str, port: int, backbone: str, auth: str | None = None, mcp: boo
     queue.keep_going()
     threading.Thread(target=_warm_up, daemon=True).start()
     page, heartbeat = build_page(backbone)
+    _yield_to_training()
     page.launch(
         server_name=host,
         server_port=port,
@@ -73,6 +75,15 @@ def serve(host: str, port: int, backbone: str, auth: str | None = None, mcp: boo
         run_history=False,
         footer_links=["api"],
     )
+
+
+def _yield_to_training() -> None:
+    """From here on this thread, and those that it starts to serve the page, wait for a training that needs the processors.
+
+    The queue's thread, which starts the workers, has begun before and is not concerned.
+    """
+    if sys.platform == "linux":  # where each thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _unsafe(host: str, auth: str | None, mcp: bool) -> str | None:
