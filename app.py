@@ -83,7 +83,8 @@ def _yield_to_training() -> None:
     The queue's thread, which starts the workers, has begun before and is not concerned.
     """
     if sys.platform == "linux":  # where each thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        which = os.PRIO_PROCESS, threading.get_native_id()
+        os.setpriority(*which, max(10, os.getpriority(*which)))
 
 
 def _unsafe(host: str, auth: str | None, mcp: bool) -> str | None:

@@ -1,12 +1,15 @@
 """The page as a whole: it builds, tells nobody, and opens a project where its work stands."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 
+import app
 from bat_ui import queue, registry
 from bat_ui.files import write_json
 from bat_ui.web.page import _furthest, build_page
@@ -55,3 +58,23 @@ def test_a_project_opens_at_the_step_whose_job_waits():
     job = queue.add(project, "select")
     assert _furthest(project) == 2
     queue.stop(job)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_only_the_threads_that_serve_the_page_wait_for_a_training():
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before, seen = priority(), []
+
+    def serve() -> None:
+        app._yield_to_training()
+        seen.append(priority())
+        answering = threading.Thread(target=lambda: seen.append(priority()))
+        answering.start()
+        answering.join()
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    serving.join()
+    assert seen == [max(10, before)] * 2 and priority() == before
