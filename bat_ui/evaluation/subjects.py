@@ -58,14 +58,16 @@ def load_case(name: str, seed: int, given: int = 4) -> Case:
     Seeds take turns around one shuffled circle of members, so that each is given about as often.  At least two members
     stay held out, so small families give fewer.  Raises UserError for an unknown name.
     """
-    if name not in subject_names() + subject_names(tuning=True):
-        raise UserError(f'There is no subject "{name}": choose from {", ".join(subject_names() + subject_names(True))}.')
+    known = subject_names() + subject_names(tuning=True)
+    if name not in known:
+        raise UserError(f'There is no subject "{name}": choose from {", ".join(known)}.')
     style, _, family = name.partition("/")
-    found = recoloured.load_family(family, style) if family in recoloured.FAMILIES else _held_out(family, style)
+    held_out = family not in recoloured.FAMILIES
+    found = _held_out(family, style) if held_out else recoloured.load_family(family, style)
     count = min(given, len(found.members) - 2)
     order = torch.randperm(len(found.members), generator=step_generator(0, crc32(family.encode()))).roll(-seed * count)
     order = order.tolist()
-    most = MOST_TRUTHS if family in recoloured.FAMILIES else None
+    most = None if held_out else MOST_TRUTHS
     shown, hidden = sorted(order[:count]), sorted(order[count:][:most])
     captions = [subject_caption(each, style, found.class_noun) for each in found.names]
     subject = Subject(
@@ -83,7 +85,7 @@ def load_case(name: str, seed: int, given: int = 4) -> Case:
         truths=tuple(found.render(found.members[i], data.SIZE) for i in hidden),
         captions=tuple(captions[i] for i in hidden),
         class_prompt=data.caption_of(found.class_noun, style),
-        relatives=relatives(family, style) if family not in recoloured.FAMILIES else (),
+        relatives=relatives(family, style) if held_out else (),
     )
 
 

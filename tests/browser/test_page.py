@@ -91,15 +91,21 @@ def test_every_candidate_says_what_is_known_of_it_and_shows_its_picture(finished
     expect(page.locator("#groups tbody tr").first).to_be_visible()
 
 
-def test_training_goes_on_while_the_page_is_closed_and_can_be_stopped_and_resumed(finished, browser, server):
+def begin_long_training(address, browser, server):
+    """A page, in a browser of its own, whose button for a training of 2,000 steps was clicked."""
     context, _ = watched(browser, server)
     page = context.new_page()
-    open_page(page, finished)
+    open_page(page, address)
     open_tab(page, 3)
     dial(page, "steps-dial", 2000)
     page.get_by_role("button", name="Train again").click()
+    return page
+
+
+def test_training_goes_on_while_the_page_is_closed_and_can_be_stopped_and_resumed(finished, browser, server):
+    page = begin_long_training(finished, browser, server)
     expect(page.get_by_role("button", name="Stop and save")).to_be_visible()
-    context.close()  # the browser is gone, profile and all
+    page.context.close()  # the browser is gone, profile and all
     context, _ = watched(browser, server)
     page = context.new_page()
     open_page(page, finished)
@@ -117,12 +123,7 @@ def test_training_goes_on_while_the_page_is_closed_and_can_be_stopped_and_resume
 
 
 def test_a_step_out_of_sight_is_drawn_when_its_tab_is_opened(finished, page, browser, server):
-    context, _ = watched(browser, server)
-    other = context.new_page()
-    open_page(other, finished)
-    open_tab(other, 3)
-    dial(other, "steps-dial", 2000)
-    other.get_by_role("button", name="Train again").click()
+    other = begin_long_training(finished, browser, server)
     expect(other.locator("#training-panel progress")).to_have_attribute("max", "2000")
     open_page(page, finished)
     expect(page.locator("#training-panel progress")).to_have_attribute("max", "2000")
@@ -135,7 +136,7 @@ def test_a_step_out_of_sight_is_drawn_when_its_tab_is_opened(finished, page, bro
     assert page.locator("#training-panel progress").count() == 1
     open_tab(page, 3)
     expect(page.locator("#training-panel")).to_contain_text("Stopped and saved at step")
-    context.close()
+    other.context.close()
 
 
 def text_file(folder):
