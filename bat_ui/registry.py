@@ -25,6 +25,7 @@ from bat_ui.project import Project, data_folder, find_project, is_project_id, ne
 log = logging.getLogger("bat_ui.registry")
 
 MAX_NAME = 80  # characters
+TIMEOUT = 30  # seconds to wait for another process that writes
 KEPT = 7 * 24 * 3600  # seconds for which a deleted project can be brought back
 NOT_COPIED = shutil.ignore_patterns("runs", "status", "exports", ".*")  # into a duplicate
 SCHEMA = """
@@ -180,7 +181,7 @@ def _connection() -> sqlite3.Connection:
 
 
 def _connect(file: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(file, timeout=30, isolation_level=None)
+    db = sqlite3.connect(file, timeout=TIMEOUT, isolation_level=None)
     db.row_factory = sqlite3.Row
     return db
 
@@ -203,12 +204,25 @@ def _prepare(file: Path) -> None:
 def _create(file: Path) -> None:
     db = _connect(file)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(db)
         if (found := db.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(found)
         db.executescript(SCHEMA)
     finally:
         db.close()
+
+
+def _use_write_ahead_log(db: sqlite3.Connection) -> None:
+    """Here SQLite does not wait for another's lock, whatever the timeout: ask again until it is free."""
+    give_up = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def _entries() -> list[Entry]:

@@ -1,5 +1,6 @@
 """The registry: projects are made, named, ordered, copied, deleted and brought back; losing it loses no project."""
 
+import sqlite3
 import threading
 
 import pytest
@@ -104,6 +105,15 @@ def test_many_threads_may_change_it_at_once():
     assert sorted(entry.name for entry in registry.projects()) == sorted(str(i) for i in range(20))
     positions = [row["position"] for row in registry.query("SELECT position FROM projects")]
     assert len(set(positions)) == 20
+
+
+def test_the_first_to_come_waits_for_another_that_is_writing():
+    data_folder().mkdir(parents=True, exist_ok=True)
+    other = sqlite3.connect(data_folder() / "registry.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.3, other.execute, ["COMMIT"]).start()
+    assert [registry.make("cat").folder.name] == ids()
+    other.close()
 
 
 @pytest.mark.parametrize("id", ["", "..", "../../etc", "0123456789ABCDEF", "x" * 16])
