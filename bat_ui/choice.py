@@ -21,6 +21,7 @@ from bat_ui.albat.selection import RULES, Assessment, Sketches, assess
 from bat_ui.albat.strength import MOST, most_strength
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, replacing, write_json
+from bat_ui.settings import TrainingSettings
 
 SEARCH, ADDED, OWN = "search", "added", "own"  # where a candidate is from
 COMPARABLE = ("albat", "without_validity", "without_benefit", "nearest", "random")
@@ -65,9 +66,9 @@ class Choice:
     """All candidates, ranked ones first.
 
     errors: the predicted-error curve relative to no picture, knee its default; groups: the verdicts with their evidence;
-    strength: the lambda that the rule suggests for the last step (MOST where it suggests none); subject_steps: how long the
-    surrogate was trained on the subject alone, and so should a run be (None: the rule has none); most_strength: what lambda
-    may reach in a run as long as the selection was told; left_out: the losses of left-out pictures that say both, by step;
+    strength: the lambda that the rule suggests (MOST where it suggests none); subject_steps: how long the surrogate was
+    trained on the subject alone, and so should a run be (None: the rule has none); most_strength: the largest lambda for a
+    run as long as the selection was told; left_out: the losses of left-out pictures that say both, by step;
     dropped, kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary), with its `place`
     unless it is the backbone's own.
     """
@@ -86,11 +87,13 @@ class Choice:
     kept: tuple[str, ...] = ()
     store: dict = field(default_factory=dict)
 
-    def strength_in(self, steps: int) -> float:
-        """lambda in the last step of a run of `steps`, however long the selection was told that it would be."""
-        if not self.left_out:
-            return self.strength
-        return self.strength * most_strength(steps, self.subject_steps) / self.most_strength
+    def suggested(self, settings: TrainingSettings) -> TrainingSettings:
+        """A run's settings with lambda and the steps alone, however long the selection was told that it would be."""
+        strength = self.strength
+        if self.left_out:
+            strength *= most_strength(settings.steps, self.subject_steps) / self.most_strength
+        alone = self.subject_steps if settings.subject_steps is None else settings.subject_steps
+        return replace(settings, strength=settings.strength * strength, subject_steps=alone)
 
     @property
     def chosen(self) -> tuple[Candidate, ...]:

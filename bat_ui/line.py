@@ -132,8 +132,7 @@ def run_training(
     prepared = Subject.load(run.subject)
     subject = prepared.encode(backbone, bucketed=backbone.photos)
     choice = Choice.load(run.choice)
-    alone = choice.subject_steps if settings.subject_steps is None else settings.subject_steps
-    suggested = replace(settings, strength=settings.strength * choice.strength_in(settings.steps), subject_steps=alone)
+    suggested = choice.suggested(settings)
     chosen = encode_chosen(backbone, run, choice, progress)
     clock.lap("encoding")
     together.wait()  # until all have looked for a checkpoint

@@ -37,7 +37,6 @@ HELP = {
     "lr_scheduler": f"how the learning rate goes: {', '.join(SCHEDULES)}",
     "lr_warmup_steps": "steps in which the learning rate rises from zero",
     "batch_size": "pictures in a training step",
-    "backbone_share": "part of each batch that is backbone pictures",
     "strength": "of the backbone pictures, times the lambda that the selection suggests",
     "subject_steps": "steps on the subject alone, before backbone pictures come in; if left out, as the selection found",
     "checkpoint_every": "steps between checkpoints",

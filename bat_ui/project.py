@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from bat_ui.errors import UserError
 from bat_ui.files import read_json, write_json
 from bat_ui.hardware import describe_hardware, peak_memory
 from bat_ui.processes import is_alive, started_at
+from bat_ui.settings import read_settings
 
 Settings = TypeVar("Settings")
 VERBS = ("select", "train", "generate", "ingest")
@@ -161,9 +162,7 @@ class Run:
 
     def remembered(self, kind: type[Settings]) -> Settings:
         """The settings of that kind, its defaults where there are none."""
-        saved = (read_json(self._settings) or {}).get(kind.__name__, {})
-        names = {field.name for field in fields(kind)}
-        return kind(**{name: value for name, value in saved.items() if name in names})
+        return read_settings(kind, (read_json(self._settings) or {}).get(kind.__name__, {}))
 
     @property
     def _settings(self) -> Path:

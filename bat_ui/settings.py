@@ -6,7 +6,7 @@ comment are the only place where a setting is described.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 Settings = TypeVar("Settings")
@@ -42,26 +42,20 @@ class TrainingSettings:
     lr_scheduler: str = "constant"  # one of SCHEDULES
     lr_warmup_steps: int = 0  # in which the learning rate rises from zero
     batch_size: int = 8
-    backbone_share: float = 0.5  # part of each batch that is backbone pictures, if there are any
-    strength: float = 1.0  # of the backbone pictures in the last step, times what the selection suggests
+    strength: float = 1.0  # what backbone pictures count, times what the selection suggests
     subject_steps: int | None = None  # before backbone pictures come in; None: as many as the selection found out
     checkpoint_every: int = 100  # steps
     seed: int = 0
     text_encoder: bool = False  # the text encoder learns, too
 
     @property
-    def from_backbone(self) -> int:
-        """Pictures of a batch that are backbone pictures, if there are any; the others are the subject's, at least one."""
-        return round(self.batch_size * self.backbone_share)
-
-    @property
     def steps_alone(self) -> float:
-        """Steps on the subject alone: a fifth of the run where nobody said or found out, and half of it at most."""
-        return min(self.steps / 5 if self.subject_steps is None else self.subject_steps, self.steps / 2)
+        """Steps on the subject alone, one to half of the run: a fifth of it where nobody said or found out."""
+        return min(self.steps / 5 if self.subject_steps is None else max(self.subject_steps, 1), self.steps / 2)
 
     def subject_alone(self, steps: int) -> TrainingSettings:
-        """A run of `steps`, in which the subject has its part of each batch, nothing else is there and no rate falls."""
-        return replace(self, steps=steps, batch_size=max(self.batch_size - self.from_backbone, 1), lr_scheduler="constant")
+        """A run of `steps` that begins as this one does, before backbone pictures come in; no rate falls."""
+        return replace(self, steps=steps, lr_scheduler="constant")
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,12 @@ FOR_PHOTOS = {
     ValidationSettings: {"validation_steps": 20},
     GenerationSettings: {"guidance": 7.0, "num_images": 4},
 }
+
+
+def read_settings(kind: type[Settings], saved: dict) -> Settings:
+    """The settings of that kind that were saved, without those that there are no more."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in saved.items() if name in names})
 
 
 def defaults(kind: type[Settings], photos: bool, **given) -> Settings:

@@ -20,6 +20,7 @@ from bat_ui.choice import (
     toggle,
 )
 from bat_ui.errors import UserError
+from bat_ui.settings import TrainingSettings
 
 
 @pytest.fixture()
@@ -169,9 +170,13 @@ def test_albat_hands_weights_and_strength_on_and_other_rules_none(made):
     assert random.strength == MOST and {c.weight for c in random.candidates} == {1.0}
 
 
+def strength(choice: Choice, steps: int) -> float:
+    return choice.suggested(TrainingSettings(steps=steps)).strength
+
+
 def test_lambda_in_the_last_step_grows_with_the_run_where_left_out_pictures_said_when(made):
     choice = replace(made[0], strength=3.0)
-    assert choice.strength_in(400) == choice.strength_in(800) == 3
+    assert strength(choice, 400) == strength(choice, 800) == 3
     asked = replace(choice, subject_steps=80, most_strength=4.0, left_out=({"step": 80, "loss": 0.1},))
-    assert asked.strength_in(400) == 3 and asked.strength_in(800) == pytest.approx(3 / 4 * (800 / 80 - 1))
+    assert strength(asked, 400) == 3 and strength(asked, 800) == pytest.approx(3 / 4 * (800 / 80 - 1))
     assert by_rule(asked, "random", made[2]).strength == 4

@@ -79,7 +79,7 @@ RULES = (
     "oracle",
 )
 ABLATIONS = tuple(rule for rule in SKETCHED if rule not in RULES)
-# `backbone` is no training at all; `none_share` has as many subject pictures in a batch as there are beside backbone ones.
+# `backbone` is no training at all; `none_share` has batches of half as many subject pictures.
 WITHOUT_PICTURES = ("backbone", "none", "none_share")
 WITHOUT_NUMBER = (*WITHOUT_PICTURES, "whole_store")
 EXTRA = 40  # of each rule in FROM_STORE are sketched beside the shortlist, only to predict what these rules do

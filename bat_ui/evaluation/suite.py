@@ -126,7 +126,7 @@ class Bench:
         if chosen.subject_steps is not None:
             training = replace(training, subject_steps=chosen.subject_steps)
         if job.rule == "none_share":
-            training = replace(training.subject_alone(training.steps), lr_scheduler=training.lr_scheduler)
+            training = replace(training, batch_size=max(training.batch_size // 2, 1))
         said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
             said = predict(pool, chosen.ids, None if chosen.images is None else chosen.images.weights, training.strength)

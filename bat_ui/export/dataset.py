@@ -18,8 +18,9 @@ from bat_ui.errors import UserError
 from bat_ui.export.lora import Check
 from bat_ui.files import read_json
 from bat_ui.project import Project
-from bat_ui.settings import TrainingSettings
+from bat_ui.settings import TrainingSettings, read_settings
 from bat_ui.subject import Subject
+from bat_ui.training.loop import backbone_part_of_run
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,12 @@ def write_kohya_dataset(project: Project, out: Path) -> list[Check]:
     """subject/ and backbone/ with captions in NAME.txt, and dataset.toml for --dataset_config.
 
     The backbone's pictures are an ordinary subset: as `is_reg` all beyond the subject's number would not be used.  The
-    repeats make their share of an epoch what it was of a batch here.
+    repeats make their part of an epoch what it is of a run here.
     """
     subject, chosen = _subject(project), _chosen(project)
     settings = (read_json(project.report) or {}).get("training", {}).get("settings", {})
-    share = settings.get("backbone_share", TrainingSettings.backbone_share)
-    repeats = 1
-    if chosen and 0 < share < 1:
-        repeats = max(round(len(chosen) / len(subject) * (1 - share) / share), 1)
+    part = backbone_part_of_run(Choice.load(project.choice).suggested(read_settings(TrainingSettings, settings)))
+    repeats = max(round(len(chosen) / len(subject) * (1 - part) / part), 1) if chosen and part else 1
     lines = ["[general]", 'caption_extension = ".txt"', "enable_bucket = true", "", "[[datasets]]"]
     lines += [f"resolution = {Subject.load(project.subject).size}", f"batch_size = {settings.get('batch_size', 1)}"]
     subsets = [("subject", subject, repeats), ("backbone", chosen, 1)]

@@ -7,6 +7,7 @@ Knows nothing of files or pages.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,27 +43,28 @@ def train(
     start: int = 0,
     together: Processes | None = None,
 ) -> Iterator[Step]:
-    """Minimise mean subject loss + strength(t) * mean backbone loss (theory.md: the BAT objective), yielding each step t.
+    """Minimise mean subject loss + lambda(t) * mean backbone loss (theory.md: the BAT objective), yielding each step t.
 
-    strength(t) is zero for the steps alone and then rises evenly to `strength` (theory.md, When).  `backbone_share` of every
-    batch is for `chosen`, and left out while they count for nothing; without `chosen` the whole batch is the subject's.
+    lambda(t) is zero for the steps alone and then rises (`strength_at`); the sum is divided by 1 + lambda(t), so that its
+    scale stays.  Each kind has as much of a batch as it counts; without `chosen` the whole batch is the subject's.
     `start` is the number of steps that `weights` and `optimizer` have behind them.
     Pictures of one batch that have one shape go through the UNet together, as many as the backbone's preset allows;
     several processes share each batch out and have equal weights after it.
     """
     together = together or processes()
-    from_backbone = settings.from_backbone if chosen is not None and len(chosen) else 0
-    from_subject = max(settings.batch_size - from_backbone, 1)
     learns_text = any(name.startswith("text_encoder") for name in weights)
     scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
     learning_rate = learning_rates(settings)
     with ready_to_train(backbone, settings.steps - start):
         for step in range(start, settings.steps):
             rng = step_generator(settings.seed, step)
+            strength = strength_at(step + 1, settings) if chosen is not None and len(chosen) else 0.0
+            from_backbone = backbone_part(strength, settings.batch_size)
+            from_subject = max(settings.batch_size - from_backbone, 1)
             rows, factors = [_draw_subject(subject, from_subject, rng)], torch.full((from_subject,), 1.0 / from_subject)
-            if from_backbone and (strength := strength_at(step + 1, settings)):
+            if from_backbone:
                 rows.append(_draw_chosen(chosen, from_backbone, rng))
-                factors = torch.cat([factors, torch.full((from_backbone,), strength / from_backbone)])
+                factors = torch.cat([factors, torch.full((from_backbone,), strength / from_backbone)]) / (1 + strength)
             total = len(factors)
             batches = _of_one_shape(rows)
             timesteps = backbone.draw_timesteps(total, rng)
@@ -94,8 +96,25 @@ def train(
 
 
 def strength_at(step: int, settings: TrainingSettings) -> float:
-    """What the mean loss of the backbone pictures counts at a step, from 1 on (theory.md, When)."""
-    return settings.strength * max(step - settings.steps_alone, 0.0) / (settings.steps - settings.steps_alone)
+    """What the mean loss of the backbone pictures counts at a step, from 1 on, the subject's being 1 (theory.md, When)."""
+    passed, whole = step / settings.steps_alone, settings.steps / settings.steps_alone
+    return settings.strength * max(passed**2 - 1, 0.0) / (whole - 1)
+
+
+def backbone_part(strength: float, batch_size: int) -> int:
+    """Backbone pictures in a batch: their part strength / (1 + strength) of it, in which all pictures count the same.
+
+    Rounded, so the losses keep their weights; one at least of each kind that counts, so that a batch of one is one of two.
+    """
+    if not strength:
+        return 0
+    return min(max(round(batch_size * strength / (1 + strength)), 1), max(batch_size - 1, 1))
+
+
+def backbone_part_of_run(settings: TrainingSettings) -> float:
+    """What part of all pictures that a run sees are backbone pictures."""
+    strengths = [strength_at(step, settings) for step in range(1, settings.steps + 1)]
+    return statistics.fmean(strength / (1 + strength) for strength in strengths)
 
 
 def _draw_subject(subject: Encoded, count: int, rng: torch.Generator) -> Encoded:

@@ -123,8 +123,8 @@ def when(choice: Choice) -> str:
         tells += "It was best after a few steps, for they differ so much: backbone pictures come in almost at once."
     else:
         tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."
-    tells += " From there on they count more and more, so that yours are not learned by heart after all: in the end up to "
-    tells += f"{choice.most_strength:.2g} times as much as your own."
+    tells += " From there on they count more and more, so that yours are not learned by heart after all: in the last steps "
+    tells += f"yours are {max(1 / (1 + choice.most_strength) ** 2, 0.01):.0%} of what is learned."
     chart = line_chart(
         [Series("", points, "line")],
         x_label="training steps",

@@ -78,7 +78,6 @@ def build_training_step(shared: Shared) -> Step:
                         label="Warm-up", info="Steps in which the rate rises.", minimum=0, precision=0
                     ),
                     "batch_size": gr.Number(label="Batch size", info="Pictures in a step.", minimum=1, precision=0),
-                    "backbone_share": gr.Slider(0, 0.9, step=0.05, label="Backbone share", info="Part of each batch."),
                     "subject_steps": gr.Number(
                         label="Subject alone", info="Steps; 0 as the selection found out.", minimum=0, precision=0
                     ),

@@ -121,7 +121,7 @@ def test_every_rule_and_seed_is_measured_at_the_same_noise(backbone, monkeypatch
     assert len({s[3] for s in seen if s[0] == 3}) == 1  # and the store pictures of the prior loss are the same
 
 
-def test_none_share_sees_as_many_subject_pictures_in_a_step_as_are_seen_beside_backbone_pictures(backbone, tmp_path):
+def test_none_share_has_half_a_batch_of_subject_pictures(backbone, tmp_path):
     losses = {}
     for rule, batch_size in (("none_share", 4), ("none", 2), ("none", 4)):
         training = replace(TINY.training, batch_size=batch_size)

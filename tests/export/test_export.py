@@ -169,6 +169,15 @@ def test_a_kohya_training_set_has_two_subsets_with_captions(tmp_path):
     assert captions == ["a photo of sks dog", "a photo of sks dog, asleep", 'a "0" dog', 'a "1" dog']
 
 
+def test_a_kohya_epoch_has_as_large_a_part_of_backbone_pictures_as_the_run_had(tmp_path):
+    """Two pictures of each kind; lambda rises to 4 in 7 steps, of which a fifth are the subject's alone."""
+    out, _ = export(make_project(tmp_path / "project"), "kohya-dataset", tmp_path / "set")
+    subject, backbone = tomllib.loads((out / "dataset.toml").read_text())["datasets"][0]["subsets"]
+    strengths = [4 * max(step - 1.4, 0) / 5.6 for step in range(1, 8)]
+    part = sum(s / (1 + s) for s in strengths) / 7
+    assert subject["num_repeats"] / backbone["num_repeats"] == round((1 - part) / part)
+
+
 def test_custom_diffusion_finds_a_real_prior_as_its_retrieval_leaves_it(tmp_path):
     out, checks = export(make_project(tmp_path / "project"), "custom-diffusion")
     assert checks[0].ok

@@ -12,7 +12,7 @@ from bat_ui.backbones.encoded import Encoded
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
 from bat_ui.training import loop
-from bat_ui.training.loop import _draw_subject, new_optimizer, strength_at, train
+from bat_ui.training.loop import _draw_subject, backbone_part, new_optimizer, strength_at, train
 from bat_ui.training.lora import lora
 from bat_ui.training.processes import Processes
 from bat_ui.training.speed import repays_compiling
@@ -38,7 +38,7 @@ def test_the_backbone_is_as_it_was_after_training(backbone, pictures):
 
 def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backbone_loss(backbone, pictures):
     """An explicit twin of the first step: plain autograd on the two mean losses, then AdamW."""
-    settings = TrainingSettings(steps=1, rank=2, batch_size=4, backbone_share=0.5, strength=0.3, subject_steps=0, seed=5)
+    settings = TrainingSettings(steps=1, rank=2, batch_size=4, strength=0.3, subject_steps=1, seed=5)
     subject, chosen = pictures(1, 1), pictures(1, 2)  # one picture each, so that the rows are known
     with lora(backbone, 2, 0) as weights:
         list(train(backbone, weights, new_optimizer(weights, settings), subject, chosen, settings))
@@ -52,7 +52,8 @@ def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backb
         for x, rows in ((subject, slice(0, 2)), (chosen, slice(2, 4))):
             prediction, target = backbone.predict(x[[0, 0]], t[rows], noise[rows])
             losses.append(((prediction - target) ** 2).mean())
-        (losses[0] + 0.3 * losses[1]).backward()
+        lam = 0.3 * (1 / 0.5**2 - 1) / (1 / 0.5 - 1)  # half a step is the subject's alone
+        ((losses[0] + lam * losses[1]) / (1 + lam)).backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         new_optimizer(weights, settings).step()
         for name, p in weights.items():
@@ -60,14 +61,39 @@ def test_one_step_follows_the_gradient_of_subject_loss_plus_strength_times_backb
 
 
 def test_backbone_pictures_come_in_after_the_subject_steps_and_leave_the_subject_a_part_that_falls(backbone, pictures):
-    """The subject's part of the sum is subject_steps / t from there on."""
+    """The subject's part of the sum is (subject_steps / t)^2 from there on; lambda itself is met in the geometric middle."""
     settings = TrainingSettings(steps=400, strength=most_strength(400, 40), subject_steps=40)
-    parts = [(1 + strength_at(t, settings)) * 40 / t for t in (40, 50, 100, 400)]
-    assert parts == pytest.approx([1.0] * 4) and strength_at(39, settings) == 0
+    parts = [1 / (1 + strength_at(t, settings)) for t in (40, 50, 100, 400)]
+    assert parts == pytest.approx([1, 0.64, 0.16, 0.01]) and strength_at(39, settings) == 0
+    halved = replace(settings, strength=settings.strength / 2)
+    assert strength_at(100, halved) == pytest.approx(strength_at(100, settings) / 2)
+    quarter = replace(settings, subject_steps=100)
+    assert strength_at(200, quarter) == pytest.approx(quarter.strength)
     settings = TrainingSettings(steps=4, rank=2, batch_size=4, subject_steps=2, seed=1)
     with lora(backbone, 2, 0) as weights:
         steps = list(train(backbone, weights, new_optimizer(weights, settings), pictures(2, 1), pictures(2, 2), settings))
     assert [s.backbone_loss is None for s in steps] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("strength", [0.0, 0.01, 0.3, 1.0, 5.0, 16.0])
+def test_a_batch_has_as_many_backbone_pictures_as_they_count(strength, batch_size):
+    part = backbone_part(strength, batch_size)
+    if not strength:
+        assert part == 0
+    else:
+        nearest = min(range(batch_size + 1), key=lambda n: abs(n / batch_size - strength / (1 + strength)))
+        assert part == (1 if batch_size == 1 else min(max(nearest, 1), batch_size - 1))
+
+
+def test_before_backbone_pictures_come_in_a_run_is_that_of_the_subject_alone(backbone, pictures):
+    settings = TrainingSettings(steps=4, rank=2, batch_size=3, subject_steps=2, seed=1)
+    losses = []
+    for chosen in (None, pictures(2, 2)):
+        with lora(backbone, 2, 0) as weights:
+            steps = list(train(backbone, weights, new_optimizer(weights, settings), pictures(2, 1), chosen, settings))
+            losses.append([s.subject_loss for s in steps])
+    assert losses[0][:2] == losses[1][:2] and losses[0][2] != losses[1][2]
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
@@ -114,7 +140,8 @@ FORMER_LOSSES = [1.1456257, 1.1298971, 1.1639827, 1.1406515, 1.1023339, 1.146105
 
 def test_stickers_train_as_ever(backbone, pictures, monkeypatch):
     monkeypatch.setattr(loop, "strength_at", lambda step, settings: settings.strength)  # as it was for no steps alone
-    settings = TrainingSettings(steps=3, rank=2, batch_size=5, backbone_share=0.4, strength=0.3, subject_steps=0, seed=2)
+    monkeypatch.setattr(loop, "backbone_part", lambda strength, batch_size: 2)
+    settings = TrainingSettings(steps=3, rank=2, batch_size=5, strength=0.3, subject_steps=0, seed=2)
     weights_of = torch.tensor([1.0, 2.0, 0.5])
     chosen = Encoded(pictures(3, 2).latents, pictures(3, 2).states, weights_of)
     with lora(backbone, 2, 0) as weights:
