@@ -66,9 +66,9 @@ class Choice:
     """All candidates, ranked ones first.
 
     errors: the predicted-error curve relative to no picture, knee its default; groups: the verdicts with their evidence;
-    strength: the lambda that the rule suggests (MOST where it suggests none); subject_steps: how long the surrogate was
-    trained on the subject alone, and so should a run be (None: the rule has none); most_strength: the largest lambda for a
-    run as long as the selection was told; left_out: the losses of left-out pictures that say both, by step;
+    strength: the lambda that the rule suggests for the last step (MOST where it suggests none); subject_steps: how long the
+    surrogate was trained on the subject alone, and so should a run be (None: the rule has none); most_strength: what lambda
+    may reach in a run as long as the selection was told; left_out: the losses of left-out pictures that say both, by step;
     dropped, kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary), with its `place`
     unless it is the backbone's own.
     """
@@ -88,7 +88,7 @@ class Choice:
     store: dict = field(default_factory=dict)
 
     def suggested(self, settings: TrainingSettings) -> TrainingSettings:
-        """A run's settings with lambda and the steps alone, however long the selection was told that it would be."""
+        """A run's settings with the lambda of its last step, however long the selection was told it would be, and when."""
         strength = self.strength
         if self.left_out:
             strength *= most_strength(settings.steps, self.subject_steps) / self.most_strength

@@ -25,7 +25,6 @@ from bat_ui.training.lora import lora
 DRAWS = 16  # timesteps and noises, the same for every picture and step
 STREAM = 3  # of these draws, apart from those that sketch
 PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the longest run, where the loss is taken
-ENOUGH = 3  # times the step of its lowest loss, after which a trial has turned and ends
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,7 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
     """Train on a part of the subject's pictures and take the loss of the rest, in turn; None for a single picture.
 
     Halves, or from three pictures down one at a time.  An adapter sees each of fewer pictures oftener, so it turns earlier:
-    steps are counted in proportion to the pictures that it has (theory.md, When), to half of the run at most.  Steps that a
-    trial no longer reached are left out.
+    steps are counted in proportion to the pictures that it has (theory.md, When), to half of the run at most.
     """
     count = len(subject)
     if count < 2:
@@ -76,18 +74,13 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
     measured = {max(round(part * most / longer), 1): max(round(part * most), 1) for part in PARTS}
     settings = training.subject_alone(max(measured))
     draws = backbone.draw(DRAWS, step_generator(training.seed, -STREAM))
-    losses = {step: torch.full((count,), torch.nan) for step in measured}
+    losses = {step: torch.zeros(count) for step in measured}
     for fold in range(folds):
         left = torch.arange(fold, count, folds)
         others = subject[torch.tensor([i for i in range(count) if i % folds != fold])]
-        best = (torch.inf, 0)
         with lora(backbone, settings.rank, settings.seed) as weights:
             for step in train(backbone, weights, new_optimizer(weights, settings), others, None, settings):
                 progress(f"Leaving pictures out, {fold + 1} of {folds}", step.number, settings.steps)
                 if step.number in measured:
-                    found = losses[step.number][left] = denoising_loss(backbone, subject[left], draws)
-                    best = min(best, (found.mean().item(), step.number))
-                    if step.number >= ENOUGH * best[1]:
-                        break
-    reached = [step for step in measured if not losses[step].isnan().any()]
-    return LeftOut(tuple(measured[step] for step in reached), tuple(losses[step].tolist() for step in reached))
+                    losses[step.number][left] = denoising_loss(backbone, subject[left], draws)
+    return LeftOut(tuple(measured.values()), tuple(row.tolist() for row in losses.values()))

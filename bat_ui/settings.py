@@ -41,8 +41,8 @@ class TrainingSettings:
     learning_rate: float = 1e-3
     lr_scheduler: str = "constant"  # one of SCHEDULES
     lr_warmup_steps: int = 0  # in which the learning rate rises from zero
-    batch_size: int = 8
-    strength: float = 1.0  # what backbone pictures count, times what the selection suggests
+    batch_size: int = 4
+    strength: float = 1.0  # of the backbone pictures in the last step, times what the selection suggests
     subject_steps: int | None = None  # before backbone pictures come in; None: as many as the selection found out
     checkpoint_every: int = 100  # steps
     seed: int = 0
@@ -50,8 +50,8 @@ class TrainingSettings:
 
     @property
     def steps_alone(self) -> float:
-        """Steps on the subject alone, one to half of the run: a fifth of it where nobody said or found out."""
-        return min(self.steps / 5 if self.subject_steps is None else max(self.subject_steps, 1), self.steps / 2)
+        """Steps on the subject alone: a fifth of the run where nobody said or found out, and half of it at most."""
+        return min(self.steps / 5 if self.subject_steps is None else self.subject_steps, self.steps / 2)
 
     def subject_alone(self, steps: int) -> TrainingSettings:
         """A run of `steps` that begins as this one does, before backbone pictures come in; no rate falls."""
@@ -84,7 +84,6 @@ FOR_PHOTOS = {
         "steps": 800,
         "rank": 8,
         "learning_rate": 1e-4,
-        "batch_size": 4,
         "checkpoint_every": 200,
     },
     ValidationSettings: {"validation_steps": 20},

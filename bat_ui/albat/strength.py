@@ -15,7 +15,7 @@ from bat_ui.albat.benefit import LowRank
 
 LEVELS = torch.cat([torch.zeros(1), torch.logspace(-3, 1.2, 43)]).double()  # 0, and 0.001 to 16 in steps of a quarter
 
-# lambda of all groups together. Where nothing says how much is needed it may be what a turning point at
+# lambda of all groups together in a run's last step. Where nothing says how much is needed it may be what a turning point at
 # a fifth of the run asks for; where all disagree, a tenth of them still kept every subject that was measured from being
 # learned by heart (docs/evidence), which no term of the theory foresees; and more than HIGHEST was not tried.
 LEAST, MOST, HIGHEST = 0.1, 4.0, 16.0
@@ -41,7 +41,7 @@ class Shares:
 
 
 def most_strength(steps: int, turning: int | None) -> float:
-    """The largest lambda for a run of `steps` (theory.md, When): what leaves turning / steps of the sum to the subject.
+    """What lambda may reach in the last of `steps` (theory.md, When): what leaves turning / steps of the sum to the subject.
 
     MOST where nobody asked for the turning point.
     """

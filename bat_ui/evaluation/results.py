@@ -45,7 +45,6 @@ def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
     later = {"lr_scheduler": "constant", "lr_warmup_steps": 0}  # settings that rows were measured before, at their defaults
     every = asdict(settings.training).items()
     training = {k: v for k, v in every if k not in apart and (k not in later or v != later[k])}
-    training |= {"backbone_share": 0.5}  # a setting of schedules 1 and 2 that did not change rules without pictures
     measured = [settings.given, settings.loss_draws, settings.prior_pictures, settings.prior_draws]
     return digest([training, measured, backbone_digest(backbone), backbone.clip.digest])
 

@@ -133,6 +133,6 @@ def _training(choice: Choice, report: dict, step: int | None) -> str:
         "lr_scheduler": "learning rate schedule",
         "batch_size": "batch size",
     }
-    names |= {"strength": "weight of the backbone pictures (lambda)", "seed": "seed"}
+    names |= {"strength": "weight of the backbone pictures in the last step", "seed": "seed"}
     lines += [f"- {text}: {settings[name]}" for name, text in names.items() if settings.get(name) is not None]
     return "\n".join(lines)

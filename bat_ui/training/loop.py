@@ -45,8 +45,9 @@ def train(
 ) -> Iterator[Step]:
     """Minimise mean subject loss + lambda(t) * mean backbone loss (theory.md: the BAT objective), yielding each step t.
 
-    lambda(t) is zero for the steps alone and then rises (`strength_at`); the sum is divided by 1 + lambda(t), so that its
-    scale stays.  Each kind has as much of a batch as it counts; without `chosen` the whole batch is the subject's.
+    lambda(t) is zero for the steps alone and then rises evenly to `strength` (theory.md, When); the sum is divided by
+    1 + lambda(t), so that its scale stays.  Each kind has as much of a batch as it counts; without `chosen` the whole batch
+    is the subject's.
     `start` is the number of steps that `weights` and `optimizer` have behind them.
     Pictures of one batch that have one shape go through the UNet together, as many as the backbone's preset allows;
     several processes share each batch out and have equal weights after it.
@@ -97,8 +98,7 @@ def train(
 
 def strength_at(step: int, settings: TrainingSettings) -> float:
     """What the mean loss of the backbone pictures counts at a step, from 1 on, the subject's being 1 (theory.md, When)."""
-    passed, whole = step / settings.steps_alone, settings.steps / settings.steps_alone
-    return settings.strength * max(passed**2 - 1, 0.0) / (whole - 1)
+    return settings.strength * max(step - settings.steps_alone, 0.0) / (settings.steps - settings.steps_alone)
 
 
 def backbone_part(strength: float, batch_size: int) -> int:

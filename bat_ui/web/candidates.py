@@ -124,7 +124,7 @@ def when(choice: Choice) -> str:
     else:
         tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."
     tells += " From there on they count more and more, so that yours are not learned by heart after all: in the last steps "
-    tells += f"yours are {max(1 / (1 + choice.most_strength) ** 2, 0.01):.0%} of what is learned."
+    tells += f"yours are {1 / (1 + choice.most_strength):.0%} of what is learned."
     chart = line_chart(
         [Series("", points, "line")],
         x_label="training steps",

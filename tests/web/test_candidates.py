@@ -80,7 +80,7 @@ def test_the_curve_marks_the_present_choice():
 def test_when_backbone_pictures_come_in_is_said_with_the_losses_that_say_so(lowest, turning, says):
     losses = tuple({"step": step, "loss": abs(step - lowest) / 100} for step in (10, 40, 100))
     shown = candidates.when(replace(CHOICE, subject_steps=turning, most_strength=1.5, left_out=losses))
-    assert says in shown and "yours are 16% of what is learned" in shown
+    assert says in shown and "yours are 40% of what is learned" in shown
     assert f"backbone pictures from step {turning}" in shown
     assert candidates.when(CHOICE) == ""
 
