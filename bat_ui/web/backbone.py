@@ -268,22 +268,20 @@ def build_backbone_step(shared: Shared) -> Step:
     cards.render()
     more.render()
     private = {"api_visibility": "private", "show_progress": "hidden"}
+    each = {"trigger_mode": "multiple", **private}  # a click while the one before is answered counts, too
     shared.heartbeat.follow(_seen, [id], draw_again, view, own)
     find.click(
         answering(message, start), id, [message, limit, versus, *own], inputs_kwargs=widgets, api_name="find_pictures"
     )
     stop.click(answering(message, halt), id, [message, stop], api_name="stop_finding")
-    cards.click(
-        answering(message, toggle_card), view, [message, *own],
-        trigger_mode="multiple", **private,
-    )  # fmt: skip
-    groups.click(answering(message, click_group), view, [message, *own], **private)
+    cards.click(answering(message, toggle_card), view, [message, *own], **each)
+    groups.click(answering(message, click_group), view, [message, *own], **each)
     versus.input(answering(message, compare), view, [message, *own], **private)
     use_rule.click(answering(message, take_rule), view, [message, versus, *own], **private)
     for endpoint in (toggle_picture, toggle_group, choose_number, undo_picture, compare_rules):
         gr.api(endpoint, api_name=endpoint.__name__)
     gr.api(use_rule_endpoint, api_name="use_rule")
-    undo.click(answering(message, undo_last), view, [message, *own], **private)
+    undo.click(answering(message, undo_last), view, [message, *own], **each)
     number.release(answering(message, set_number), [id, number, *view[1:]], [message, *own], **private)
     more.click(answering(message, show_all), [id, order, versus], [message, limit, *own], **private)
     go_on.click(lambda: gr.Tabs(selected=3), None, shared.tabs, **private)
