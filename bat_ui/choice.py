@@ -66,11 +66,11 @@ class Choice:
     """All candidates, ranked ones first.
 
     errors: the predicted-error curve relative to no picture, knee its default; groups: the verdicts with their evidence;
-    strength: the lambda that the rule suggests for the last step (MOST where it suggests none); subject_steps: how long the
-    surrogate was trained on the subject alone, and so should a run be (None: the rule has none); most_strength: what lambda
-    may reach in a run as long as the selection was told; left_out: the losses of left-out pictures that say both, by step;
-    dropped, kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary), with its `place`
-    unless it is the backbone's own.
+    strength: the lambda that the rule suggests for the last step (MOST where it suggests none); subject_steps: how long a
+    run should be the subject's alone (None: the rule does not say); most_strength: what lambda may reach in a run as long as
+    the selection was told; left_out: the losses of left-out pictures that say both, by step; dropped,
+    kept: what the user changed by hand; store: what the store says of itself (StoreInfo.summary), with its `place` unless it
+    is the backbone's own.
     """
 
     rule: str

@@ -7,11 +7,14 @@ not trained on, over its steps.  What to do at the turning point is the training
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
 
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -24,7 +27,8 @@ from bat_ui.training.lora import lora
 
 DRAWS = 16  # timesteps and noises, the same for every picture and step
 STREAM = 3  # of these draws, apart from those that sketch
-PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # of the longest run, where the loss is taken
+PARTS = (0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # of the run, where the loss is taken
+PAST = 3  # times the step of lowest loss, where it is plain enough that the adapter learns by heart
 
 
 @dataclass(frozen=True)
@@ -41,46 +45,76 @@ class LeftOut:
 
     @property
     def turning(self) -> int:
-        """Where an adapter of all pictures begins to learn them by heart.
+        """Where an adapter of all pictures begins to learn them by heart: the last step as good as the best one.
 
-        The step of lowest mean loss, as far as the pictures agree on it: the geometric mean of all steps, each weighed by
-        the likelihood that its mean is as low, Student's (1 + t^2 / (n - 1))^(-n / 2) of n pictures' differences.
+        That is the last whose mean loss is above the lowest by one standard error of the pictures' differences or less
+        (the one-standard-error rule, Breiman et al., Classification and Regression Trees, 1984).
         """
         losses = np.asarray(self.losses)
-        count, apart = losses.shape[1], losses - losses[np.argmin(self.means)]
-        noise = apart.var(1, ddof=1) / count
-        total = noise + apart.mean(1) ** 2 / (count - 1)
-        likely = np.divide(noise, total, out=np.ones_like(total), where=total > 0) ** (count / 2)
-        return round(float(np.exp(np.average(np.log(self.steps), weights=likely))))
+        apart = losses - losses[np.argmin(self.means)]
+        error = apart.std(1, ddof=1) / losses.shape[1] ** 0.5
+        return self.steps[int(np.flatnonzero(apart.mean(1) <= error)[-1])]
 
 
-def surrogate_steps(settings: SelectionSettings, training: TrainingSettings, found_out: LeftOut | None) -> int:
-    """Length of the surrogate's run: as given, else to the turning point, else as a run on its own would be alone."""
-    return settings.surrogate_steps or (found_out.turning if found_out else max(round(training.steps_alone), 1))
+def steps_alone(settings: SelectionSettings, training: TrainingSettings, found_out: LeftOut | None) -> int:
+    """How long a run should be the subject's alone: to the turning point, else as long as the surrogate's, else as set."""
+    if found_out:
+        return found_out.turning
+    return settings.surrogate_steps or max(round(training.steps_alone), 1)
+
+
+def surrogate_steps(settings: SelectionSettings, training: TrainingSettings, alone: int) -> int:
+    """Length of the surrogate's run: as given, else as long as the subject is alone, a quarter of the run at most."""
+    return settings.surrogate_steps or min(alone, max(training.steps // 4, 1))
 
 
 def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSettings, progress: Progress) -> LeftOut | None:
     """Train on a part of the subject's pictures and take the loss of the rest, in turn; None for a single picture.
 
     Halves, or from three pictures down one at a time.  An adapter sees each of fewer pictures oftener, so it turns earlier:
-    steps are counted in proportion to the pictures that it has (theory.md, When), to half of the run at most.
+    steps are counted in proportion to the pictures that it has (theory.md, When), to half of the run at most.  A trial ends
+    at PAST times the step of lowest mean loss.
     """
     count = len(subject)
     if count < 2:
         return None
     folds = 2 if count > 3 else count
     longer = folds / (folds - 1)  # all pictures beside those of one fold
-    most = training.steps / 2
-    measured = {max(round(part * most / longer), 1): max(round(part * most), 1) for part in PARTS}
+    measured = {max(round(part * training.steps / longer), 1): max(round(part * training.steps), 1) for part in PARTS}
     settings = training.subject_alone(max(measured))
     draws = backbone.draw(DRAWS, step_generator(training.seed, -STREAM))
-    losses = {step: torch.zeros(count) for step in measured}
-    for fold in range(folds):
-        left = torch.arange(fold, count, folds)
-        others = subject[torch.tensor([i for i in range(count) if i % folds != fold])]
-        with lora(backbone, settings.rank, settings.seed) as weights:
-            for step in train(backbone, weights, new_optimizer(weights, settings), others, None, settings):
-                progress(f"Leaving pictures out, {fold + 1} of {folds}", step.number, settings.steps)
-                if step.number in measured:
-                    losses[step.number][left] = denoising_loss(backbone, subject[left], draws)
-    return LeftOut(tuple(measured.values()), tuple(row.tolist() for row in losses.values()))
+    found: dict[int, list[float]] = {}
+    with lora(backbone, settings.rank, settings.seed) as weights:
+        trials = [_Trial(fold, folds, count, weights, settings) for fold in range(folds)]
+        for begin, end in pairwise((0, *measured)):
+            part, losses = replace(settings, steps=end), torch.zeros(count)
+            for trial in trials:
+                done = folds * begin + trial.fold * (end - begin)
+                with trial.at(weights):
+                    for step in train(backbone, weights, trial.optimizer, subject[trial.others], None, part, begin):
+                        progress("Leaving pictures out", done + step.number - begin, folds * settings.steps)
+                    losses[trial.left] = denoising_loss(backbone, subject[trial.left], draws)
+            found[measured[end]] = losses.tolist()
+            lowest = min(found, key=lambda step: statistics.fmean(found[step]))
+            if measured[end] >= PAST * lowest:
+                break
+    return LeftOut(tuple(found), tuple(found.values()))
+
+
+class _Trial:
+    """One fold: which pictures are left out, and an adapter of the others while it is not its turn."""
+
+    def __init__(self, fold: int, folds: int, count: int, weights: dict[str, nn.Parameter], settings: TrainingSettings):
+        self.fold, self.left = fold, torch.arange(fold, count, folds)
+        self.others = torch.tensor([i for i in range(count) if i % folds != fold])
+        self.optimizer = new_optimizer(weights, settings)
+        self.values = [weight.detach().clone() for weight in weights.values()]
+
+    @contextmanager
+    def at(self, weights: dict[str, nn.Parameter]) -> Iterator[None]:
+        """The fold's adapter in place of `weights`, and taken back with what it has learned."""
+        for weight, value in zip(weights.values(), self.values):
+            weight.data.copy_(value)
+        yield
+        for weight, value in zip(weights.values(), self.values):
+            value.copy_(weight.data)

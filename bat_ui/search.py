@@ -13,7 +13,7 @@ from bat_ui.albat.strength import most_strength
 from bat_ui.albat.validity import GroupVerdict
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import SEARCH, Candidate, Choice, apply_selection, save_sketches
-from bat_ui.left_out import left_out_losses, surrogate_steps
+from bat_ui.left_out import left_out_losses, steps_alone, surrogate_steps
 from bat_ui.project import Clock, Progress, Project, silent
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.sketching import sketch_candidates
@@ -87,8 +87,8 @@ def choose_by_albat(
     if settings.surrogate_steps is None:
         found_out = left_out_losses(backbone, pictures, training, progress)
         clock.lap("left_out")
-    alone = surrogate_steps(settings, training, found_out)
-    surrogate = training.subject_alone(alone)
+    alone = steps_alone(settings, training, found_out)
+    surrogate = training.subject_alone(surrogate_steps(settings, training, alone))
     sketches = sketch_candidates(backbone, ids, vectors, candidates, pictures, settings, surrogate, progress)
     clock.lap("surrogate_and_sketches")
     progress("Checking validity and ranking", 0, 1)

@@ -1,15 +1,15 @@
 """When an adapter turns to learning by heart: losses of pictures that it was not trained on."""
 
-import math
 import statistics
 from dataclasses import replace
 
 import pytest
 import torch
 
+from bat_ui import left_out
 from bat_ui.albat.strength import HIGHEST, LEAST, MOST, most_strength
 from bat_ui.evaluation.metrics import denoising_loss
-from bat_ui.left_out import DRAWS, STREAM, LeftOut, left_out_losses, surrogate_steps
+from bat_ui.left_out import DRAWS, STREAM, LeftOut, left_out_losses, steps_alone, surrogate_steps
 from bat_ui.project import silent
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
@@ -28,47 +28,60 @@ def loss_of(backbone, subject, others, left, steps):
         return denoising_loss(backbone, subject[torch.tensor(left)], draws).sum().item()
 
 
-def test_each_half_is_judged_by_an_adapter_of_the_other_half(backbone, pictures):
-    """A run of 8 is alone for 4 steps at most; half of the pictures are learned in half the steps."""
+def test_each_half_is_judged_by_an_adapter_of_the_other_half(backbone, pictures, monkeypatch):
+    """A run of 8 is alone for 4 steps at most; half of the pictures are learned in half the steps, each half on its own."""
+    monkeypatch.setattr(left_out, "PAST", 1000)
     subject = pictures(5, 0)
     found = left_out_losses(backbone, subject, SETTINGS, silent)
-    twin = loss_of(backbone, subject, [1, 3], [0, 2, 4], 2) + loss_of(backbone, subject, [0, 2, 4], [1, 3], 2)
-    assert found.steps[-1] == 4 and found.means[-1] == pytest.approx(twin / 5, rel=1e-4)
+    assert found.steps[-1] == 4
+    for step, mean in zip(found.steps, found.means):
+        halves = (([1, 3], [0, 2, 4]), ([0, 2, 4], [1, 3]))
+        twin = sum(loss_of(backbone, subject, others, left, max(step // 2, 1)) for others, left in halves)
+        assert mean == pytest.approx(twin / 5, rel=1e-4)
 
 
-def test_three_pictures_are_left_out_one_at_a_time(backbone, pictures):
+def test_three_pictures_are_left_out_one_at_a_time(backbone, pictures, monkeypatch):
+    monkeypatch.setattr(left_out, "PAST", 1000)
     subject = pictures(3, 0)
     found = left_out_losses(backbone, subject, replace(SETTINGS, steps=6), silent)
     twin = sum(loss_of(backbone, subject, [i for i in range(3) if i != left], [left], 2) for left in range(3))
     assert found.steps[-1] == 3 and found.means[-1] == pytest.approx(twin / 3, rel=1e-4)
 
 
+def test_a_trial_ends_when_the_loss_was_lowest_long_ago(backbone, pictures, monkeypatch):
+    losses = iter([0.5, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+    monkeypatch.setattr(left_out, "denoising_loss", lambda backbone, images, draws: torch.full((2,), next(each)))
+    each = iter([loss for loss in losses for _ in range(2)])  # of both halves
+    found = left_out_losses(backbone, pictures(4, 0), replace(SETTINGS, steps=80), silent)
+    steps = [round(part * 80) for part in left_out.PARTS]
+    assert found.steps[-1] >= left_out.PAST * steps[1] > found.steps[-2]
+
+
 def test_a_single_picture_cannot_be_left_out(backbone, pictures):
     assert left_out_losses(backbone, pictures(1, 0), SETTINGS, silent) is None
 
 
-def test_the_surrogate_ends_where_the_loss_of_left_out_pictures_is_lowest():
+def test_the_subject_is_alone_until_the_loss_of_left_out_pictures_is_lowest():
     found = LeftOut((10, 20, 40, 80), ((0.4, 0.6), (0.3, 0.5), (0.2, 0.4), (0.4, 0.6)))  # all pictures alike: no doubt
-    assert surrogate_steps(SelectionSettings(), SETTINGS, found) == 40
-    assert surrogate_steps(SelectionSettings(surrogate_steps=7), SETTINGS, found) == 7
+    assert steps_alone(SelectionSettings(), SETTINGS, found) == 40
+    assert steps_alone(SelectionSettings(surrogate_steps=7), SETTINGS, None) == 7
 
 
-def test_every_step_counts_as_much_as_it_is_likely_to_be_the_lowest():
-    """Likelihood of Student's t of the pictures' differences from the lowest mean, one by one."""
-    steps, losses = (10, 20, 40, 80), [(0.50, 0.70, 0.60), (0.29, 0.52, 0.41), (0.30, 0.50, 0.40), (0.35, 0.53, 0.40)]
-    logs, weights = [], []
+@pytest.mark.parametrize("alone, given, steps", [(40, None, 40), (180, None, 100), (40, 7, 7)])
+def test_the_surrogate_is_as_long_but_a_quarter_of_the_run_at_most(alone, given, steps):
+    assert surrogate_steps(SelectionSettings(surrogate_steps=given), TrainingSettings(steps=400), alone) == steps
+
+
+def test_of_steps_that_the_pictures_cannot_tell_apart_the_last_is_taken():
+    """One standard error of the pictures' differences from the lowest mean, one by one."""
+    steps = (10, 20, 40, 80, 160)
+    losses = [(0.50, 0.70, 0.60), (0.29, 0.52, 0.41), (0.30, 0.50, 0.40), (0.28, 0.54, 0.41), (0.35, 0.53, 0.41)]
+    as_good = []
     for step, row in zip(steps, losses):
         apart = [a - b for a, b in zip(row, losses[2])]
-        t = 0.0 if step == 40 else statistics.fmean(apart) / (statistics.stdev(apart) / 3**0.5)
-        weights.append((1 + t**2 / 2) ** -1.5)
-        logs.append(math.log(step) * weights[-1])
-    found = LeftOut(steps, losses).turning
-    assert found == round(math.exp(sum(logs) / sum(weights))) and 20 < found < 40
-
-
-def test_pictures_that_do_not_agree_leave_the_step_in_the_middle():
-    losses = [(0.5, 0.1), (0.1, 0.5), (0.5, 0.1), (0.1, 0.5)]
-    assert LeftOut((10, 20, 40, 80), losses).turning == round((10 * 20 * 40 * 80) ** 0.25)
+        if statistics.fmean(apart) <= statistics.stdev(apart) / 3**0.5:
+            as_good.append(step)
+    assert as_good == [20, 40, 80] and LeftOut(steps, losses).turning == 80
 
 
 def test_the_earlier_left_out_pictures_turn_the_more_lambda_may_reach():
@@ -78,4 +91,4 @@ def test_the_earlier_left_out_pictures_turn_the_more_lambda_may_reach():
 
 
 def test_without_left_out_pictures_a_fifth_of_the_run_is_the_subjects_alone():
-    assert surrogate_steps(SelectionSettings(), TrainingSettings(steps=400), None) == 80
+    assert steps_alone(SelectionSettings(), TrainingSettings(steps=400), None) == 80

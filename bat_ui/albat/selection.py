@@ -25,7 +25,7 @@ from bat_ui.errors import UserError
 RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "by_image", "gradient_cosine", "gradient_dot")
 STRENGTHENED = ("albat", "without_benefit", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
-METHOD = 11  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+METHOD = 12  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 # Bounds of the default number: so many at least, and from there on none that counts less than this beside a subject image.
 # by_image ranks by the weights that FEWEST images have.
 FEWEST, LIGHTEST = 40, 0.5

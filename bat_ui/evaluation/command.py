@@ -15,13 +15,12 @@ from tqdm import tqdm
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
 from bat_ui.evaluation.plan import EvaluationSettings, plan, shard
-from bat_ui.evaluation.report import write_report
+from bat_ui.evaluation.report import COMMANDS, write_report
 from bat_ui.evaluation.results import config_of, read_rows, selection_of
 from bat_ui.evaluation.rules import SKETCHED
 from bat_ui.evaluation.suite import run
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
-COMMANDS = "commands.txt"  # every command that added to the results
 OUT, QUICK_OUT = Path("docs/evidence"), Path("runs/quick-evidence")
 QUICK = {"seeds": (0,), "steps": (10, 20), "subjects": ("flat/cat-faces", "outlined/monkeys"), "loss_draws": 8}
 QUICK |= {"prior_pictures": 16, "prior_draws": 2, "sample_steps": ()}
@@ -56,7 +55,7 @@ def evaluate(args: Namespace, command: str, load: Callable[[], Backbone]) -> Non
             run(backbone, settings, jobs, results, cache, _Bar(bar, len(jobs)), photos)
             bar.update(len(jobs) - bar.n)
     if args.report or not args.shard:
-        write_report(read_rows(results), out, _commands(out / COMMANDS), cache)
+        write_report(read_rows(results), out, cache)
 
 
 def settings_of(args: Namespace) -> EvaluationSettings:
@@ -96,14 +95,11 @@ class _Bar:
 
 
 def _note(path: Path, command: str) -> None:
-    if command not in _commands(path):
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if command not in known:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(command + "\n")
-
-
-def _commands(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _items(name: str, text: str, read: Callable) -> tuple:

@@ -33,6 +33,7 @@ from bat_ui.evaluation.values import (
     rows_by_rule,
 )
 
+COMMANDS = "commands.txt"  # every command that added to the results
 PREDICTIONS = {
     "rho": "rho, as ranked",
     "rho_sandwich": "rho, sandwich form, as trained",
@@ -40,7 +41,7 @@ PREDICTIONS = {
 }
 
 
-def write_report(rows: Sequence[dict], out: Path, commands: Sequence[str], cache: Path | None = None) -> Path:
+def write_report(rows: Sequence[dict], out: Path, cache: Path | None = None) -> Path:
     """Write README.md and the plots into `out`.  Raises UserError if there is nothing to report, or no matplotlib."""
     try:
         import matplotlib
@@ -52,7 +53,7 @@ def write_report(rows: Sequence[dict], out: Path, commands: Sequence[str], cache
         raise UserError("There are no results of the suite yet: run `python -m bat_ui evaluate` first.")
     out.mkdir(parents=True, exist_ok=True)
     by_rule = rows_by_rule(suite)
-    parts = ["# Evidence: which backbone pictures help an adapter\n", _introduction(suite, commands)]
+    parts = ["# Evidence: which backbone pictures help an adapter\n", _introduction(suite)]
     if suite:
         parts += [_headline(by_rule), _loss_table(by_rule), plot_bars(by_rule, out), plot_curves(by_rule, out)]
         parts += [_prediction(by_rule, out), _metric_table(by_rule, "Metrics at the last step")]
@@ -65,7 +66,7 @@ def write_report(rows: Sequence[dict], out: Path, commands: Sequence[str], cache
     return path
 
 
-def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
+def _introduction(rows: Sequence[dict]) -> str:
     if not rows:
         return ""
     subjects, seeds = {(r["style"], r["subject"]) for r in rows}, sorted({r["seed"] for r in rows})
@@ -88,8 +89,7 @@ def _introduction(rows: Sequence[dict], commands: Sequence[str]) -> str:
         "A subject's value is the mean over its seeds; a difference is taken between runs of the same subject and seed; "
         "intervals are 95 % bootstrap intervals over subjects. The best step is each run's own, by its held-out loss, "
         "for every rule alike. Lower is better for losses, pixel distance and PRES.\n\n"
-        f"Settings: {setting}.\n\nAll rows: [results.jsonl](results.jsonl). Commands:\n\n"
-        + "".join(f"    {c}\n" for c in commands)
+        f"Settings: {setting}.\n\nAll rows: [results.jsonl](results.jsonl), by these commands: [{COMMANDS}]({COMMANDS}).\n"
     )
 
 

@@ -31,7 +31,7 @@ from bat_ui.errors import UserError
 from bat_ui.evaluation.subjects import Case
 from bat_ui.files import read_json, replacing, write_json
 from bat_ui.generation import generate
-from bat_ui.left_out import LeftOut, left_out_losses, surrogate_steps
+from bat_ui.left_out import LeftOut, left_out_losses, steps_alone, surrogate_steps
 from bat_ui.project import Progress
 from bat_ui.search import find_candidates
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings
@@ -207,8 +207,8 @@ class Pool:
     """Sketches of one case and seed, shared by all rules: the shortlist is the first `count` of `ids`, the rest are EXTRA.
 
     `everything` holds the sketches of all of them, folds included if they were asked for; `truth` the held-out members'
-    `judges` and `judge_curvature`, empty where no truth is known; `subject_steps` is the length of the surrogate's run,
-    `most_strength` what lambda may reach after it.
+    `judges` and `judge_curvature`, empty where no truth is known; `subject_steps` is how long a run is the subject's alone,
+    `most_strength` what lambda may reach after that.
     """
 
     everything: Sketches
@@ -303,9 +303,9 @@ def make_pool(
         write_json(clock, seconds)
     kept = read_json(turning) if settings.surrogate_steps is None else None
     found_out = LeftOut(**kept) if kept else None
-    alone = surrogate_steps(settings, training, found_out)
+    alone = steps_alone(settings, training, found_out)
     most = most_strength(training.steps, found_out and found_out.turning)
-    surrogate = training.subject_alone(alone)
+    surrogate = training.subject_alone(surrogate_steps(settings, training, alone))
     if not main.is_file():
         began = time.perf_counter()
         judges = backbone.encode(case.truths, case.captions) if case.truths else None

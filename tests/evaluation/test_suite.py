@@ -256,7 +256,8 @@ def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, t
     rows = [r for r in rows if r["generation"]]
     assert all(abs(r["clip_i"]) < 1.001 and 0 < r["pixel_rmse"] < 1 and r["diversity"] > -0.001 for r in rows)
     text = (out / "README.md").read_text()
-    for word in ("albat", "random", "bars.png", "curves.png", "pictures.png", "    python -m bat_ui"):
+    for word in ("albat", "random", "bars.png", "curves.png", "pictures.png", "(commands.txt)"):
         assert word in text
+    assert "evaluate --backbone" in (out / "commands.txt").read_text()
     assert all((out / name).is_file() for name in ("bars.png", "curves.png", "prediction.png", "pictures.png"))
     assert main(["evaluate", "--report", "--out", str(tmp_path / "empty")]) == 2
