@@ -139,10 +139,10 @@ class Choice:
         if c.verdict != "valid":
             return f"{taken}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
         if self.rule == "without_benefit":
-            return f"{taken}: its kind agrees with your subject; among those, the nearest come first."
+            return f"{taken}: its kind agrees with your subject; of those, a fixed number of the nearest."
         if c.chosen:
-            return f"Taken: its kind agrees with your subject, and it lowers the predicted error by {gain}."
-        return f"Left out: its kind agrees with your subject, but beside those taken it lowers the error by {gain} only."
+            return f"Taken: near to your class, its kind agrees with your subject, and the predicted error falls by {gain}."
+        return f"Left out: its kind agrees with your subject, but nearer ones do: the error would fall by {gain} more."
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -48,9 +48,10 @@ def open_store(backbone: Backbone, progress: Progress = silent, store: str | Non
 def find_candidates(
     store: Store, backbone: Backbone, subject: Subject, class_prompt: str, settings: SelectionSettings
 ) -> Shortlist:
-    """ALBAT's candidates: neighbours of the subject and its class, and RANDOM_PART from anywhere in the store."""
+    """ALBAT's candidates, those nearest to the class first: neighbours of the subject and its class, and RANDOM_PART from
+    anywhere in the store."""
     num_random = round(settings.shortlist * RANDOM_PART)
-    return shortlist(
+    found = shortlist(
         store,
         backbone.clip,
         subject.images,
@@ -61,6 +62,7 @@ def find_candidates(
         seed=settings.seed,
         identifier=subject.identifier,
     )
+    return found.class_first()
 
 
 def choose_by_albat(

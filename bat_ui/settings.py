@@ -24,9 +24,9 @@ class SelectionSettings:
 
     rule: str = "albat"  # one of RULES
     num_backbone: int | None = None  # pictures to take; None: as many as the predicted-error curve suggests
-    shortlist: int = 300  # candidates that are sketched
+    shortlist: int = 200  # candidates that are sketched
     surrogate_steps: int | None = None  # of training on the subject alone; None: until it would learn by heart
-    draws: int = 2  # timesteps and noises for each sketch
+    draws: int = 4  # timesteps and noises for each sketch
     sketch_size: int = 1024  # numbers that a LoRA gradient is projected to
     seed: int = 0
     store: str = ""  # an ingested store to choose from, by name or place; empty: the backbone's own

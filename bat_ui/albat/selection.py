@@ -22,10 +22,12 @@ from bat_ui.albat.strength import MOST, Shares, best_strength, strength_curves, 
 from bat_ui.albat.validity import HARMFUL, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
-RULES = ("albat", "cross_fit", "without_validity", "without_benefit", "by_image", "gradient_cosine", "gradient_dot")
-STRENGTHENED = ("albat", "without_benefit", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
+RULES = (
+    "albat", "cross_fit", "without_validity", "without_benefit", "by_group", "by_image", "gradient_cosine", "gradient_dot"
+)  # fmt: skip
+STRENGTHENED = ("albat", "by_group", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
-METHOD = 12  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+METHOD = 13  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 # Bounds of the default number: so many at least, and from there on none that counts less than this beside a subject image.
 # by_image ranks by the weights that FEWEST images have.
 FEWEST, LIGHTEST = 40, 0.5
@@ -35,7 +37,7 @@ FEWEST, LIGHTEST = 40, 0.5
 class Sketches:
     """Everything that the selection needs of n candidates, a adaptation images and f folds, k numbers each (float32).
 
-    ids: the candidates' ids, nearest first. groups (n,): their labels, from cluster().
+    ids: the candidates' ids, nearest to the class first. groups (n,): their labels, from cluster().
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
     risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: of all candidates.
@@ -192,15 +194,15 @@ def select(
 ) -> Selection:
     """Rank the candidates by a rule and take the first m; forced ids first, excluded ones never.
 
-    - albat: from the group that takes most off the predicted error, nearest image first; harmful groups come last.
+    - albat: nearest first, those of harmful groups last; as many as the predicted-error curve suggests.
+    - without_validity: albat as if all groups agreed; without_benefit: albat with FEWEST images and all of `most`.
+    - by_group: from the group that takes most off the predicted error, nearest image first; by_image: image by image.
     - cross_fit: groups that left-out subject images find helpful, greedy by their need.
-    - without_validity: albat as if all groups agreed; without_benefit: nearest first, whatever the group, harmful ones last;
-      by_image: albat by each image's own curvature.
     - gradient_cosine: the baseline of LESS.
     - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
-    m None: the knee within FEWEST and as many as count LIGHTEST each, and none of a harmful group. strict: albat takes
-    valid groups only. weighted: sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank
+    m None: the knee within FEWEST and as many as count LIGHTEST each, and none of a harmful group. strict: only valid
+    groups. weighted: sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank
     no further.
     Raises UserError for unknown or clashing ids.
     """
@@ -227,11 +229,12 @@ def select(
     errors, gains = ranking.errors, ranking.gains
     if rule in PREDICTED:
         errors = predicted_errors(s, assessment, ranking.order, shares)
-    if rule == "without_benefit":
+    if rule in ("albat", "without_validity"):
         gains = errors[:-1] - errors[1:]
-    size = len(ranking.order)
-    if len(errors):
-        harmless = allowed & ~last
+    size, harmless = len(ranking.order), allowed & ~last
+    if rule == "without_benefit":
+        size = min(size, FEWEST, int(harmless.sum()))
+    elif len(errors):
         weight = shares.total(harmless.nonzero()[:, 0]) * len(s.adaptation_curvature)
         wanted = knee(errors) if only_valid else max(FEWEST, min(knee(errors), math.ceil(weight / LIGHTEST)))
         size = min(size, wanted, int(harmless.sum()))
@@ -299,17 +302,16 @@ def _rank(
             s.judges, s.fold_gradients, s.curvature, risk, adaptation,
             ridge=a.ridge, allowed=allowed, forced=first, limit=limit,
         )  # fmt: skip
-    if rule in PREDICTED:
+    if rule in ("by_group", "by_image"):
         open_ones = (allowed | first).nonzero()[:, 0]
         total = shares.total(open_ones) * len(s.adaptation_curvature)
         given = {"noise": a.noise, "allowed": allowed, "forced": first, "last": last, "limit": limit}
-        if rule == "by_image":
-            each = total / min(FEWEST, max(len(open_ones), 1))
-            return rank_by_benefit(s.curvature, risk_of(s), adaptation, ridge=a.ridge, weight=each, **given)
-        if rule != "without_benefit":
-            agreed = dict.fromkeys(a.strengths, 0.0)
-            disagreement = agreed if rule == "without_validity" else a.validity.disagreement()
+        if rule == "by_group":
+            disagreement = a.validity.disagreement()
             return rank_by_allocation(a.curvature, s.groups, total=total, disagreement=disagreement, **given)
+        each = total / min(FEWEST, max(len(open_ones), 1))
+        return rank_by_benefit(s.curvature, risk_of(s), adaptation, ridge=a.ridge, weight=each, **given)
+    if rule in ("albat", "without_validity", "without_benefit"):
         score = -torch.linspace(0, 1, len(s.ids)) - 2.0 * last
     elif rule == "gradient_dot":
         score = torch.einsum("fk,fnk->n", s.judges.mean(1), s.fold_gradients) / len(s.judges)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,13 @@ class Shortlist:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def class_first(self) -> Shortlist:
+        """The same candidates, those nearest to the class prompt first."""
+        order = self.class_similarity.argsort(descending=True, stable=True)
+        texts = {name: tuple(getattr(self, name)[i] for i in order.tolist()) for name in ("ids", "captions", "origins")}
+        tensors = {name: getattr(self, name)[order] for name in ("vectors", "similarity", "class_similarity")}
+        return replace(self, **texts, **tensors)
 
     def save(self, folder: str | Path) -> None:
         """Write two files into `folder`, the JSON one last; a shortlist that was there before is replaced."""

@@ -47,8 +47,9 @@ error.</p>
 H<sub>S,j</sub>² M<sub>S</sub>) with
 M<sub>S</sub> = (C<sup>−1</sup> + Σ<sub>S</sub> w<sub>c</sub> H<sub>c</sub>/σ²)<sup>−1</sup>:
 what your few pictures leave open and what disagreeing kinds bring in, at the weights w<sub>c</sub> that training gives, as a
-part of the error with no S. Pictures are added one by one: from the kind whose mean curvature leaves least open beside those
-before it (Proposition 2), and of that kind the one that is nearest in CLIP space.</p></details>"""
+part of the error with no S. Pictures are added one by one, nearest to your class
+prompt in CLIP space first and those of kinds that pull away last, until most of what can be won is won
+(Proposition 2).</p></details>"""
 
 
 def summary(choice: Choice) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bat_ui.albat.selection import RULES, Sketches, assess, make_sketches, select
+from bat_ui.albat.selection import FEWEST, RULES, Sketches, assess, make_sketches, select
 from bat_ui.albat.strength import LEAST, MOST
 from bat_ui.errors import UserError
 
@@ -55,7 +55,8 @@ def test_albat_takes_the_group_that_agrees_and_the_harmful_one_last(made, assess
     selection = select(made, assessed, "albat", 12)
     assert len(selection.chosen) == 12
     assert {int(name.split()[1]) // 50 for name in selection.chosen} <= {0, 2}
-    assert np.all(selection.gains > 0)
+    assert np.all(select(made, assessed, "by_group", 12).gains > 0)
+    assert np.allclose(selection.gains, selection.errors[:-1] - selection.errors[1:])
     assert selection.errors[12] < 0.5 * selection.errors[0]
     assert 0 < selection.knee < 50
     assert assessed.strengths[1] < 0.1 * assessed.strengths[0]
@@ -122,9 +123,16 @@ def test_design_weights_have_mean_one(made, assessed):
     assert abs(selection.weights.mean() - 1) < 1e-5
 
 
-def test_without_benefit_the_nearest_come_first_but_the_harmful_last(made, assessed):
-    order = select(made, assessed, "without_benefit", 102).order.tolist()
+@pytest.mark.parametrize("rule", ["albat", "without_benefit"])
+def test_the_nearest_come_first_but_the_harmful_last(made, assessed, rule):
+    order = select(made, assessed, rule, 102).order.tolist()
     assert order == [*range(50), 100, 101, *range(50, 100)]
+    assert select(made, assessed, "without_validity", 102).order.tolist() == list(range(102))
+
+
+def test_without_benefit_the_number_and_lambda_are_fixed(made, assessed):
+    selection = select(made, assessed, "without_benefit", most=3.0)
+    assert (len(selection.chosen), selection.strength, len(selection.errors)) == (FEWEST, 3.0, 0)
 
 
 def test_mistakes_are_answered_with_a_sentence(made, assessed):

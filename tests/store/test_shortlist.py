@@ -112,6 +112,15 @@ def test_equal_arguments_give_equal_results(store, clip, subject):
         assert torch.equal(getattr(one, name), getattr(two, name))
 
 
+def test_those_nearest_to_the_class_can_come_first(store, clip, subject):
+    found = shortlist(store, clip, [subject], [], "a cat", size=6)
+    ordered, rows = found.class_first(), {i: n for n, i in enumerate(found.ids)}
+    assert list(ordered.ids) == sorted(found.ids, key=lambda i: -float(found.class_similarity[rows[i]]))
+    for name in ("captions", "origins", "vectors", "similarity", "class_similarity"):
+        before, after = getattr(found, name), getattr(ordered, name)
+        assert all(np.array_equal(after[n], before[rows[i]]) for n, i in enumerate(ordered.ids))
+
+
 def test_a_store_smaller_than_the_size_comes_whole(store, clip, subject):
     found = shortlist(store, clip, [subject], [], "a cat", size=400, num_random=50)
     assert sorted(found.ids) == sorted(store.ids)
