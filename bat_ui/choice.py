@@ -24,7 +24,7 @@ from bat_ui.files import read_json, replacing, write_json
 from bat_ui.settings import TrainingSettings
 
 SEARCH, ADDED, OWN = "search", "added", "own"  # where a candidate is from
-COMPARABLE = ("albat", "without_validity", "without_benefit", "nearest", "random")
+COMPARABLE = ("albat", "by_group", "without_validity", "nearest", "random")
 KINDS = {
     "harmful": "its kind pulls the model away from your subject",
     "doubtful": "its kind may disagree with your subject",
@@ -138,11 +138,11 @@ class Choice:
             )
         if c.verdict != "valid":
             return f"{taken}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
-        if self.rule == "without_benefit":
-            return f"{taken}: its kind agrees with your subject; of those, a fixed number of the nearest."
         if c.chosen:
-            return f"Taken: near to your class, its kind agrees with your subject, and the predicted error falls by {gain}."
-        return f"Left out: its kind agrees with your subject, but nearer ones do: the error would fall by {gain} more."
+            near = "near to your class, " if self.rule == "albat" else ""
+            return f"Taken: {near}its kind agrees with your subject, and the predicted error falls by {gain}."
+        before = "nearer ones do" if self.rule == "albat" else "others do"
+        return f"Left out: its kind agrees with your subject, but {before}: the error would fall by {gain} more."
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

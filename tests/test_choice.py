@@ -132,7 +132,7 @@ def test_other_rules_choose_as_many_from_the_same_candidates_as_they_would_alone
     choice = replace(choice, candidates=rows, groups=({"group": 0},))
     found = {rule: {c.id for c in by_rule(choice, rule, path).chosen} for rule in choice.comparable}
     assert found["nearest"] == {"c8", "c9", "c10", "c11"}
-    for rule in ("albat", "without_validity", "without_benefit"):
+    for rule in ("albat", "by_group", "without_validity"):
         assert found[rule] == set(select(sketches, assess(sketches), rule, 4).chosen)
     assert len(found["random"]) == 4 and by_rule(choice, "random", path) == by_rule(choice, "random", path)
     nearest = by_rule(choice, "nearest", path)

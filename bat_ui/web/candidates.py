@@ -29,7 +29,7 @@ VERDICTS = {
 RULE_NAMES = {
     "albat": "ALBAT",
     "without_validity": "ALBAT without asking whether they agree",
-    "without_benefit": "ALBAT without asking what they teach",
+    "by_group": "ALBAT from the kinds that teach most, near or not",
     "nearest": "Nearest",
     "random": "Random",
     "none": "None",

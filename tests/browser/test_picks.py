@@ -175,7 +175,7 @@ def test_a_program_can_search_add_compare_and_ask_for_stores(copied, server):
     fresh = next(row["id"] for row in found if row["id"] not in known)
     assert fresh in client.predict(project, fresh, api_name="/add_picture")
     rules = {row["rule"]: row for row in client.predict(project, api_name="/compare_rules")}
-    assert set(rules) == {"albat", "without_validity", "without_benefit", "nearest", "random"}
+    assert set(rules) == {"albat", "by_group", "without_validity", "nearest", "random"}
     assert all(row["predicted_error"] > 0 for row in rules.values())
     assert set(rules["nearest"]["taken"]) <= set(client.predict(project, "nearest", api_name="/use_rule"))
     assert fresh not in client.predict(project, api_name="/undo_picture") or Choice.load(copied.choice).rule == "albat"
