@@ -121,7 +121,7 @@ def test_estimated_scales_lie_near_the_truth_and_selection_still_helps():
         sketches = sketches_of(q, xa, ya, x, y, group)
         assessment = assess(sketches)
         alone = fit(xa, ya) - phi
-        selection = select(sketches, assessment, "by_group", M, most=HIGHEST)
+        selection = select(sketches, assessment, "by_group", most=HIGHEST)
         assert error_of(selection, phi, q, xa, ya, x, y) < alone @ q @ alone
         ratios.append((assessment.noise / SIGMA**2, assessment.ridge / (SIGMA**2 / TAU**2)))
     noise, ridge = np.exp(np.log(ratios).mean(0))
