@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 CUTOFF = 1e-8  # eigenvalues of a curvature below this part of the largest one are rounding
+# The least part of the images' unexplained scatter that is noise: on sketches of real images a likelihood that was free to
+# go lower took a thousandth at times, and then called half of the groups harmful, or all of them valid.
+NOISE_PART = 0.1
 INTERVAL = 1.92  # half the 95 % quantile of chi-squared with one degree of freedom
 
 
@@ -164,20 +167,53 @@ def disagreements(observed: Observed) -> Tensor:
     return torch.nn.functional.pad(spread / observed.values.amax(), (1, 0))
 
 
-def noise_scale(groups: Likelihood, lam: Tensor) -> float:
-    """sigma^2 of highest marginal likelihood, each group's own disagreement integrated out over the values lam (s,).
+def unexplained_scatter(gradients: Sequence[Tensor], curvatures: Sequence[Tensor], observed: Observed) -> float:
+    """What sigma^2 would be if all that the images' curvatures leave unexplained of their gradients were noise; 0 if no
+    group has four images.
+
+    gradients (n_j, k) and curvatures (n_j, r, k) of each group's images, `observed` the groups. One half of a group's images
+    says where its optimum lies, which with their own curvatures predicts the gradients of the other half, and the other way
+    round; what is left differs from image to image. Of several ridges, parts of the largest curvature, that one counts which
+    predicts best, or no prediction at all if all do worse. Measured as `white` is.
+    """
+    parts = (1.0, 0.1, 0.01)
+    left, ranks = torch.zeros(1 + len(parts), dtype=torch.float64), 0
+    for own, curvature, basis, values in zip(gradients, curvatures, observed.basis, observed.values):
+        if len(own) < 4:
+            continue
+        own, curvature, seen = own.double(), curvature.double(), values > 0
+        whiten, ranks = basis[:, seen] / values[seen].sqrt(), ranks + int(seen.sum())
+        for first in (0, 1):
+            known, rest = slice(first, None, 2), slice(1 - first, None, 2)
+            vectors, pull = curvature[known].flatten(0, 1), own[known].sum(0)
+            inner, seen_pull = vectors @ vectors.T, vectors @ pull
+            steps = [torch.zeros_like(pull)]
+            for ridge in values.max() * torch.tensor(parts, dtype=inner.dtype):
+                solved = torch.linalg.solve(inner + ridge * torch.eye(len(inner), dtype=inner.dtype), seen_pull)
+                steps.append((vectors.T @ solved - pull) / ridge)
+            explained = torch.einsum("nrk,nrs->nsk", curvature[rest], curvature[rest] @ torch.stack(steps, 1))
+            white = (own[rest][:, None] + explained) @ whiten
+            count = len(white)
+            left += (white - white.mean(0)).square().sum((0, 2)) * count / (count - 1)
+    return float(left.min()) / max(ranks, 1)
+
+
+def noise_scale(groups: Likelihood, lam: Tensor, least: float = 0.0) -> float:
+    """sigma^2 of highest marginal likelihood from `least` on, each group's own disagreement integrated out over the values
+    lam (s,).
 
     Directions in which a group's curvature is small carry noise alone, so the noise stays apart from disagreement. With the
     likeliest disagreement instead of the integral there are as many free parameters as groups, and they explain the noise
     away: on the same gradients sigma^2 then fell by up to a factor of 200 from one grouping to another.
     """
     sizes = groups.squares.sum(1)[groups.ranks > 0] / groups.ranks[groups.ranks > 0]
-    exponents = torch.linspace(math.log(1e-6 * sizes.min()), math.log(2 * sizes.max()), 25, dtype=torch.float64)
+    low, high = max(1e-6 * float(sizes.min()), least), max(2 * float(sizes.max()), least)
+    exponents = torch.linspace(math.log(low), math.log(high), 25, dtype=torch.float64)
     step = float(exponents[1] - exponents[0])
     for _ in range(11):  # down to a millionth
         best = max(exponents.tolist(), key=lambda x: float(groups.integrated(lam, math.exp(x)).sum()))
         step /= 4
-        exponents = best + step * torch.arange(-4, 5, dtype=torch.float64)
+        exponents = (best + step * torch.arange(-4, 5, dtype=torch.float64)).clamp_min(math.log(low))
     return math.exp(best)
 
 
@@ -189,14 +225,16 @@ class Judge:
     rest: Tensor
 
 
-def estimate_scales(pool: Observed, adaptation: Tensor, judges: Sequence[Judge] = ()) -> tuple[float, float]:
+def estimate_scales(
+    pool: Observed, adaptation: Tensor, judges: Sequence[Judge] = (), least: float = 0.0
+) -> tuple[float, float]:
     """(sigma^2, ridge = delta sigma^2) by maximum marginal likelihood (theory.md, Words: C).
 
     pool: the candidates' groups at the surrogate, each one's lam integrated out; adaptation (..., k): curvature vectors
     there. judges: left-out subject images at surrogates trained on the rest, C = (H_rest + ridge I)^-1. There may be none:
     the groups that agree best already show how far the truth lies in directions that the subject's images leave open.
-    The ridge is the best of a grid of half decades, refined once to fifths of a decade, and at most the adaptation's
-    largest curvature: training moves at least the direction that the subject's images determine best.
+    sigma^2 is `least` at least. The ridge is the best of a grid of half decades, refined once to fifths of a decade, and at
+    most the adaptation's largest curvature: training moves at least the direction that the subject's images determine best.
     """
     largest = spectrum(adaptation)[1].max().item()
     seen, lam = Posterior(pool, adaptation), disagreements(pool)
@@ -205,7 +243,7 @@ def estimate_scales(pool: Observed, adaptation: Tensor, judges: Sequence[Judge] 
     def score(exponent: float) -> tuple[float, float, float]:
         ridge = largest * 10**exponent
         found = likelihood(pool, seen(ridge))
-        noise = noise_scale(found, lam)
+        noise = noise_scale(found, lam, least)
         total = found.integrated(lam, noise).sum().item()
         for observed, inner in left_out:
             at = likelihood(observed, inner(ridge))

@@ -17,7 +17,7 @@ from torch import Tensor
 from bat_ui.albat.allocation import GroupCurvature, group_curvature, rank_by_allocation
 from bat_ui.albat.benefit import SIZES, Ranking, design_weights, error_curve, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
-from bat_ui.albat.evidence import Judge, estimate_scales, observe
+from bat_ui.albat.evidence import NOISE_PART, Judge, estimate_scales, observe, unexplained_scatter
 from bat_ui.albat.strength import MOST, Shares, best_strength, strength_curves, tolerance
 from bat_ui.albat.validity import HARMFUL, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
@@ -27,7 +27,7 @@ RULES = (
 )  # fmt: skip
 STRENGTHENED = ("albat", "by_group", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
-METHOD = 13  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+METHOD = 14  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 # Bounds of the default number: so many at least, and from there on none that counts less than this beside a subject image.
 # by_image ranks by the weights that FEWEST images have.
 FEWEST, LIGHTEST = 40, 0.5
@@ -155,7 +155,8 @@ def assess(sketches: Sketches) -> Assessment:
         for f, c in enumerate(s.judge_curvature)
         if len(s.judge_curvature) > 1
     ]
-    _, ridge = estimate_scales(pool, s.adaptation_curvature, judges)
+    least = NOISE_PART * unexplained_scatter([s.gradients[m] for m in members], [s.curvature[m] for m in members], pool)
+    _, ridge = estimate_scales(pool, s.adaptation_curvature, judges, least)
     return _judge(s, ridge)
 
 

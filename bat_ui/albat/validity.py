@@ -13,7 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bat_ui.albat.evidence import Likelihood, Observed, Posterior, disagreements, likelihood, noise_scale, observe, posterior
+from bat_ui.albat.evidence import (
+    NOISE_PART,
+    Likelihood,
+    Observed,
+    Posterior,
+    disagreements,
+    likelihood,
+    noise_scale,
+    observe,
+    posterior,
+    unexplained_scatter,
+)
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
 TOLERANCE = 0.05  # largest disagreement of a valid group by default, as a part of the prior variance 1 / delta
@@ -89,9 +100,10 @@ def group_disagreement(
     """lam_j of each group by maximum marginal likelihood of G_j ~ N(0, H_j + H_j (C + lam_j I) H_j), over sigma^2.
 
     gradients (n, k) and curvature (n, r, k) at the surrogate, groups (n,) labels, adaptation (..., k) curvature
-    vectors of the adaptation images; ridge = delta sigma^2; noise = sigma^2, estimated from all groups if None. The
-    first round judges each group from the surrogate alone. Each further one judges it from a surrogate refit to the
-    adaptation and to all other groups, these weighed by their own lam: (H^-1 + lam I)^-1. Refits are Newton steps.
+    vectors of the adaptation images; ridge = delta sigma^2; noise = sigma^2, estimated from all groups if None, NOISE_PART
+    of the unexplained scatter of images at least. The first round judges each group from the surrogate alone. Each further
+    one judges it from a surrogate refit to the adaptation and to all other groups, these weighed by their own lam:
+    (H^-1 + lam I)^-1. Refits are Newton steps.
 
     Verdict: harmful if the whole interval of lam_j delta lies above the tolerance, one number or one by group label; else
     too small to judge if even ten times the tolerance (or 10) could not show; else valid if lam_j delta <= tolerance; else
@@ -103,11 +115,12 @@ def group_disagreement(
     observed = observe([gradients[m].sum(0) for m in members], [curvature[m] for m in members])
     found = likelihood(observed, Posterior(observed, adaptation)(ridge))
     estimate, spread = noise is None, disagreements(observed)
-    noise = noise_scale(found, spread) if estimate else noise
+    least = NOISE_PART * unexplained_scatter([gradients[m] for m in members], [curvature[m] for m in members], observed)
+    noise = noise_scale(found, spread, least) if estimate else noise
     lam = found.maximise(noise)
     for _ in range(rounds - 1 if len(labels) > 1 else 0):
         found, lam = _refit(observed, lam, posterior(adaptation, ridge), noise)
-        noise = noise_scale(found, spread) if estimate else noise
+        noise = noise_scale(found, spread, least) if estimate else noise
     peak = found.maximise(noise)
     low, high = found.interval(noise, peak)
     evidence = found(peak, noise) - found(torch.zeros_like(peak), noise)

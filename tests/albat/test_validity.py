@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bat_ui.albat.evidence import (
+    NOISE_PART,
     Judge,
     Posterior,
     disagreements,
@@ -13,6 +14,7 @@ from bat_ui.albat.evidence import (
     observe,
     posterior,
     spectrum,
+    unexplained_scatter,
 )
 from bat_ui.albat.validity import HARMFUL, UNKNOWN, VALID, cluster, group_disagreement
 
@@ -213,3 +215,46 @@ def test_the_noise_scale_hardly_depends_on_the_grouping(size, seed):
     observed = observe(sums, list(groups))
     found = noise_scale(likelihood(observed, Posterior(observed, subject)(noise / reach**2)), disagreements(observed))
     assert noise / 5 < found < noise * 5
+
+
+def sampled(count, size, generator, noise, step=None):
+    """Curvature vectors u (count, size) and gradients u (u' step + noise) of images whose optimum lies at -step."""
+    u = torch.randn(count, size, generator=generator, dtype=torch.float64)
+    residual = noise * torch.randn(count, generator=generator, dtype=torch.float64)
+    return u[:, None], u * (residual + (0 if step is None else u @ step))[:, None]
+
+
+def test_what_curvature_explains_of_gradients_is_no_noise():
+    g = torch.Generator().manual_seed(0)
+    curvature, gradients = sampled(200, 6, g, 0.5, 3 * torch.randn(6, generator=g, dtype=torch.float64))
+    found = observe([gradients.sum(0)], [curvature])
+    assert 0.25 < unexplained_scatter([gradients], [curvature], found) < 0.6
+    plain = (gradients - gradients.mean(0)) @ found.basis[0] / found.values[0].sqrt()
+    assert plain.square().sum() / 6 > 10  # all of the scatter
+
+
+def test_where_curvature_explains_nothing_the_scatter_of_each_half_is_left():
+    g = torch.Generator().manual_seed(1)
+    curvature, _ = sampled(12, 40, g, 1.0)
+    gradients = torch.randn(12, 40, generator=g, dtype=torch.float64)
+    found, naive = observe([gradients.sum(0)], [curvature]), 0.0
+    seen = found.values[0] > 0
+    for half in (range(0, 12, 2), range(1, 12, 2)):
+        mean = sum(gradients[i] for i in half) / 6
+        for i in half:
+            white = found.basis[0][:, seen].T @ (gradients[i] - mean) / found.values[0][seen].sqrt()
+            naive += float(white @ white) * 6 / 5
+    assert unexplained_scatter([gradients], [curvature], found) == pytest.approx(naive / int(seen.sum()))
+
+
+def test_noise_is_at_least_a_part_of_the_unexplained_scatter():
+    """Gradients of opposite images cancel in a group's sum, which alone would look like no noise at all."""
+    g = torch.Generator().manual_seed(2)
+    curvature, gradients = sampled(40, 60, g, 1.0)
+    pairs = torch.cat([curvature, curvature]), torch.cat([gradients, -0.999 * gradients])
+    adaptation, groups = torch.randn(6, 60, generator=g, dtype=torch.float64), torch.zeros(80, dtype=torch.long)
+    found = group_disagreement(pairs[1], pairs[0], groups, adaptation, ridge=1.0)
+    observed = observe([pairs[1].sum(0)], [pairs[0]])
+    scatter = unexplained_scatter([pairs[1]], [pairs[0]], observed)
+    assert found.noise == pytest.approx(NOISE_PART * scatter, rel=1e-3)
+    assert float(observed.white.square().sum()) / 40 < 0.01 * found.noise
