@@ -25,7 +25,7 @@ class SelectionSettings:
     rule: str = "albat"  # one of RULES
     num_backbone: int | None = None  # pictures to take; None: as many as the predicted-error curve suggests
     shortlist: int = 200  # candidates that are sketched
-    surrogate_steps: int | None = None  # of training on the subject alone; None: until it would learn by heart
+    surrogate_steps: int | None = None  # on the subject alone; None: until it learns by heart, at most a quarter of the run
     draws: int = 4  # timesteps and noises for each sketch
     sketch_size: int = 1024  # numbers that a LoRA gradient is projected to
     seed: int = 0

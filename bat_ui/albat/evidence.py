@@ -198,6 +198,11 @@ def unexplained_scatter(gradients: Sequence[Tensor], curvatures: Sequence[Tensor
     return float(left.min()) / max(ranks, 1)
 
 
+def least_noise(gradients: Sequence[Tensor], curvatures: Sequence[Tensor], observed: Observed) -> float:
+    """What sigma^2 is at least: NOISE_PART of the unexplained scatter."""
+    return NOISE_PART * unexplained_scatter(gradients, curvatures, observed)
+
+
 def noise_scale(groups: Likelihood, lam: Tensor, least: float = 0.0) -> float:
     """sigma^2 of highest marginal likelihood from `least` on, each group's own disagreement integrated out over the values
     lam (s,).

@@ -17,7 +17,7 @@ from torch import Tensor
 from bat_ui.albat.allocation import GroupCurvature, group_curvature, rank_by_allocation
 from bat_ui.albat.benefit import SIZES, Ranking, design_weights, error_curve, gradient_cosine, knee, rank_by_benefit
 from bat_ui.albat.cross_fit import FoldScores, ScoredGroup, fold_scores, judge_groups, rank_by_score
-from bat_ui.albat.evidence import NOISE_PART, Judge, estimate_scales, observe, unexplained_scatter
+from bat_ui.albat.evidence import Judge, estimate_scales, least_noise, observe
 from bat_ui.albat.strength import MOST, Shares, best_strength, strength_curves, tolerance
 from bat_ui.albat.validity import HARMFUL, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
@@ -148,15 +148,15 @@ def assess(sketches: Sketches) -> Assessment:
         if not torch.isfinite(getattr(s, field.name)).all():
             raise UserError("Some sketches are not finite numbers: train the surrogate with a smaller learning rate.")
     members = [s.groups == label for label in torch.unique(s.groups)]
-    pool = observe([s.gradients[m].sum(0) for m in members], [s.curvature[m] for m in members])
+    gradients, curvatures = [s.gradients[m] for m in members], [s.curvature[m] for m in members]
+    pool = observe([own.sum(0) for own in gradients], curvatures)
     judges = [
         # A fold's surrogate saw the other folds' images; their curvature is at hand from their own surrogates.
         Judge(observe([s.judges[f].mean(0)], [c]), torch.cat([s.judge_curvature[:f], s.judge_curvature[f + 1 :]]))
         for f, c in enumerate(s.judge_curvature)
         if len(s.judge_curvature) > 1
     ]
-    least = NOISE_PART * unexplained_scatter([s.gradients[m] for m in members], [s.curvature[m] for m in members], pool)
-    _, ridge = estimate_scales(pool, s.adaptation_curvature, judges, least)
+    _, ridge = estimate_scales(pool, s.adaptation_curvature, judges, least_noise(gradients, curvatures, pool))
     return _judge(s, ridge)
 
 

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from bat_ui.albat.evidence import (
-    NOISE_PART,
     Likelihood,
     Observed,
     Posterior,
     disagreements,
+    least_noise,
     likelihood,
     noise_scale,
     observe,
     posterior,
-    unexplained_scatter,
 )
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
@@ -112,10 +111,11 @@ def group_disagreement(
     gradients, curvature, adaptation = _shared_range(gradients, curvature, adaptation)
     labels = torch.unique(groups)
     members = [groups == label for label in labels]
-    observed = observe([gradients[m].sum(0) for m in members], [curvature[m] for m in members])
+    own, curvatures = [gradients[m] for m in members], [curvature[m] for m in members]
+    observed = observe([each.sum(0) for each in own], curvatures)
     found = likelihood(observed, Posterior(observed, adaptation)(ridge))
     estimate, spread = noise is None, disagreements(observed)
-    least = NOISE_PART * unexplained_scatter([gradients[m] for m in members], [curvature[m] for m in members], observed)
+    least = least_noise(own, curvatures, observed) if estimate else 0.0
     noise = noise_scale(found, spread, least) if estimate else noise
     lam = found.maximise(noise)
     for _ in range(rounds - 1 if len(labels) > 1 else 0):
