@@ -27,10 +27,18 @@ def upload(page: Page, files: list[Path]) -> None:
     page.locator("#upload input[type=file]").set_input_files(files)
 
 
+def settle(page: Page) -> None:
+    """Gradio makes the parts of a tab or an accordion when it is opened, and gives them their first values a frame later."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))")
+
+
 def dial(page: Page, elem_id: str, value: int) -> None:
     box = page.locator(f"#{elem_id} input[type=number]")
+    expect(box).to_be_visible()
+    settle(page)
     box.fill(str(value))
     box.press("Tab")
+    expect(box).to_have_value(str(value))
 
 
 def open_tab(page: Page, number: int) -> None:
@@ -45,9 +53,9 @@ def open_at(page: Page, address: str, number: int) -> None:
 
 
 def unfold(page: Page, name: str | re.Pattern) -> None:
-    """Open an accordion. Gradio makes its parts then, and gives them their first values a frame later."""
+    """Open an accordion."""
     page.get_by_role("button", name=name).locator("visible=true").click()
-    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))")
+    settle(page)
 
 
 def find_pictures(page: Page, candidates: int) -> None:
