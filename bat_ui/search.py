@@ -81,10 +81,16 @@ def choose_by_albat(
     clock.lap("shortlist")
     further = [c for c in brought_along(project, store) if c.id not in set(found.ids)]
     added = pictures_of(project, further, store)
-    ids, captions = (*found.ids, *(c.id for c in further)), (*found.captions, *(c.caption for c in further))
+    images = store.pictures(found.ids) + added
     vectors = torch.cat([found.vectors, backbone.clip.embed_images(added)]) if further else found.vectors
-    similarity = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
-    candidates = backbone.encode(store.pictures(found.ids) + added, captions)
+    nearness = _nearness(backbone, subject, vectors)
+    origins = {c.id: c.origin for c in further}
+    ids, captions = (*found.ids, *origins), (*found.captions, *(c.caption for c in further))
+    rows = [Candidate(*row, origin=origins.get(row[0], SEARCH), **near) for *row, near in zip(ids, captions, nearness)]
+    order = sorted(range(len(rows)), key=lambda i: -rows[i].class_similarity)
+    rows, vectors = tuple(rows[i] for i in order), vectors[order]
+    ids, captions = tuple(c.id for c in rows), tuple(c.caption for c in rows)
+    candidates = backbone.encode([images[i] for i in order], captions)
     pictures, found_out = subject.encode(backbone), None
     if settings.surrogate_steps is None:
         found_out = left_out_losses(backbone, pictures, training, progress)
@@ -97,10 +103,6 @@ def choose_by_albat(
     save_sketches(sketches, project.sketches)
     assessment = assess(sketches)
     groups = tuple(_group_record(g, assessment.strengths[g.group]) for g in assessment.validity.groups)
-    origins = {c.id: c.origin for c in further}
-    rows = tuple(
-        Candidate(i, caption, round(s, 6), origin=origins.get(i, SEARCH)) for i, caption, s in zip(ids, captions, similarity)
-    )
     losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.means)) if found_out else ()
     most = most_strength(training.steps, found_out and found_out.turning)
     when = {"subject_steps": alone, "most_strength": most, "left_out": losses}
@@ -132,8 +134,9 @@ def choose_nearest(
         identifier=subject.identifier,
     )
     order = sorted(range(len(found)), key=lambda i: (-float(found.similarity[i]), found.ids[i]))
+    near = _nearness(backbone, subject, found.vectors)
     rows = tuple(
-        Candidate(found.ids[i], found.captions[i], round(float(found.similarity[i]), 6), rank=r, chosen=r <= number)
+        Candidate(found.ids[i], found.captions[i], rank=r, chosen=r <= number, **near[i])
         for r, i in enumerate(order, start=1)
     )
     clock.lap("shortlist")
@@ -154,13 +157,21 @@ def choose_at_random(
     number = min(settings.num_backbone or DEFAULT_NUMBER, store.count)
     order = torch.randperm(store.count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
     ids = store.ids_at(order[: max(number, min(settings.shortlist, store.count))])
-    similarity = (store.vectors_of(ids) @ backbone.clip.embed_images(subject.images).T).amax(1).tolist()
+    near = _nearness(backbone, subject, store.vectors_of(ids))
     rows = tuple(
-        Candidate(i, caption, round(s, 6), rank=r, chosen=r <= number)
-        for r, (i, caption, s) in enumerate(zip(ids, store.captions_of(ids), similarity), start=1)
+        Candidate(i, caption, rank=r, chosen=r <= number, **n)
+        for r, (i, caption, n) in enumerate(zip(ids, store.captions_of(ids), near), start=1)
     )
     clock.lap("shortlist")
     return Choice("random", rows, number)
+
+
+def _nearness(backbone: Backbone, subject: Subject, vectors: torch.Tensor) -> list[dict[str, float]]:
+    """`similarity` and `class_similarity` of candidates with these CLIP vectors (n, d)."""
+    to_subject = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1)
+    [prompt] = backbone.clip.embed_texts([backbone.class_prompt(subject.class_noun)])
+    pairs = zip(to_subject.tolist(), (vectors @ prompt).tolist())
+    return [{"similarity": round(own, 6), "class_similarity": round(other, 6)} for own, other in pairs]
 
 
 def _group_record(verdict: GroupVerdict, strength: float) -> dict:

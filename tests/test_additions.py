@@ -165,6 +165,8 @@ def test_the_next_search_by_albat_checks_what_was_added_and_other_rules_keep_it(
     assert len(mine) == 2 and all(c.verdict and not c.unchecked for c in mine.values()) and checked.extra == ()
     assert (mine[far].origin, mine["own:red"].origin) == (ADDED, OWN)
     assert all(project.candidate_picture(id).is_file() for id in mine)
+    harmless = [c for c in sorted(checked.candidates, key=lambda c: c.rank) if c.verdict != "harmful"]
+    assert harmless == sorted(harmless, key=lambda c: -c.class_similarity), "added ones have no place of their own"
     nearest = line.select(project, backbone, SelectionSettings("nearest", 2, shortlist=4, store=place), training)
     assert {"own:red"} <= {c.id for c in nearest.extra if c.chosen} <= {"own:red", far}
     none = line.select(project, backbone, SelectionSettings("none", store=place), training)

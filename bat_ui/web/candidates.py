@@ -148,6 +148,8 @@ def cards(project: Project, choice: Choice, ids: list[str], other: Choice | None
 
 def _card(project: Project, choice: Choice, c: Candidate, mark: str) -> str:
     facts = [] if c.similarity is None else [f"CLIP similarity {c.similarity:.2f}"]
+    if facts and c.class_similarity is not None:
+        facts[0] += f", to the class {c.class_similarity:.2f}"
     facts.append(choice.reason(c))
     picture, small = project.candidate_picture(c.id), project.candidate_thumbnail(c.id)
     shown = small if small.is_file() else picture

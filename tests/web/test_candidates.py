@@ -11,7 +11,7 @@ from bat_ui.project import Project
 from bat_ui.web import candidates
 
 ROWS = (
-    Candidate("a/1", "a flat sticker of <cat> & dog", 0.912, 0, "valid", 0.123, 1, True),
+    Candidate("a/1", "a flat sticker of <cat> & dog", 0.912, 0, "valid", 0.123, 1, True, class_similarity=0.313),
     Candidate("a/2", "a moon", 0.5, 1, "harmful", None, None, False),
 )
 GROUPS = tuple(
@@ -39,7 +39,7 @@ def buttons_of(project, choice):
 def test_a_card_says_caption_similarity_verdict_and_gain_and_whether_it_is_taken(project):
     taken, other = (buttons_of(project, CHOICE)[id] for id in ("a/1", "a/2"))
     words = " ".join(taken.itertext())
-    for said in ("a flat sticker of <cat> & dog", "#1", "0.91", "agrees with your subject", "by 12.3%"):
+    for said in ("a flat sticker of <cat> & dog", "#1", "0.91, to the class 0.31", "agrees with your subject", "by 12.3%"):
         assert said in words
     assert (taken.get("aria-pressed"), other.get("aria-pressed")) == ("true", "false")
     assert "pulls the model away" in " ".join(other.itertext())
