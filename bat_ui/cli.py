@@ -154,12 +154,16 @@ def _checkpoint(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
+    import torch
+
     from bat_ui.export import export, packed
 
     project = _project(args)
+    # Names and matrices are compared, nothing is computed: a training may have the GPU and most of the memory.
+    small = {"device": "cpu", "dtype": torch.bfloat16}
     with Reporter(project, "export") as report:
         report(f"Preparing {args.format}", 0, 1)
-        folder, checks = export(project, args.format, args.to, lambda: _load(args))
+        folder, checks = export(project, args.format, args.to, lambda: _load(args, **small))
         if args.zip:
             packed(folder, checks)
     for check in checks:
@@ -260,12 +264,12 @@ def _project(args: argparse.Namespace):
     return project
 
 
-def _load(args: argparse.Namespace, search: bool = False):
+def _load(args: argparse.Namespace, search: bool = False, **options):
     """The backbone that the options name, with `search` its CLIP model, too; what is missing is fetched by consent."""
     from bat_ui.backbones import load_backbone, needed_downloads
 
     _fetch(needed_downloads(args.backbone, args.clip, search), args.download)
-    return load_backbone(args.backbone, clip=args.clip, prediction=args.prediction, memory=args.memory)
+    return load_backbone(args.backbone, clip=args.clip, prediction=args.prediction, memory=args.memory, **options)
 
 
 def _fetch(downloads: Sequence, agreed: bool) -> None:

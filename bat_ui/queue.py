@@ -1,5 +1,7 @@
 """The queue: verbs of the command line as jobs, one at a time on each device, each a process that outlives the server.
 
+A download is prepared beside them, on the processor, so that nobody waits for a training to take home another one's LoRA.
+
 In: a project or one of its runs, a verb, settings.  Out: rows in the registry's table of jobs, processes, and the verbs'
 status files.  Who calls `advance` now and then keeps it going; a server that comes back finds living processes by their id
 and start time and goes on.  Left out on purpose: results, which the verbs themselves write.
@@ -40,6 +42,7 @@ NOUNS = {
     "ingest": "bringing in of pictures",
 }
 PLACE = {"ingest": ["--project"]}  # what a verb's folder is called on the command line, where it does not come first
+BESIDE, DESK = "export", "desk"  # the verb that needs no device, and what it has instead
 SECONDS = 0.5  # between two looks at the queue
 TO_START = 10.0  # seconds after which a started job without a process id was forgotten by a server that died
 SILENT = "It ended without a last word; perhaps the machine ran out of memory or was switched off."
@@ -126,7 +129,8 @@ def status(place: Run, verb: str) -> dict:
         return place.status(verb)
     job = _job(rows[0])
     if job.state == "waiting":
-        [(before,)] = query("SELECT COUNT(*) FROM jobs WHERE state = 'waiting' AND id <= ?", job.id)
+        alike = "state = 'waiting' AND id <= ? AND (verb = ?) = ?"
+        [(before,)] = query(f"SELECT COUNT(*) FROM jobs WHERE {alike}", job.id, BESIDE, verb == BESIDE)
         return {"verb": verb, "state": "waiting", "place": before, "job": job.id, "message": ""}
     found = place.status(verb)
     if job.state == "running" and (job.pid is None or found.get("pid") != job.pid):  # its first word is about to be written
@@ -169,7 +173,7 @@ def advance() -> None:
         if job.state == "running" and not _runs(job):
             _settle(job)
     if any(job.state == "waiting" for job in _unsettled()):
-        for device in devices():
+        for device in (*devices(), DESK):
             job = _claim(device)
             if job is not None:
                 _start(job)
@@ -206,12 +210,12 @@ def _claim(device: str) -> Job | None:
     """The first waiting job whose folder nobody works in, now running on `device`; None if there is none or it is taken."""
     with database() as db:
         row = db.execute(
-            "SELECT id FROM jobs WHERE state = 'waiting' "
+            "SELECT id FROM jobs WHERE state = 'waiting' AND (verb = ?) = ? "
             "AND NOT EXISTS (SELECT 1 FROM jobs AS r WHERE r.state = 'running' AND r.device = ?) "
             "AND NOT EXISTS (SELECT 1 FROM jobs AS r WHERE r.state = 'running' "
             "                AND r.project = jobs.project AND r.run = jobs.run) "
             "ORDER BY id LIMIT 1",
-            (device,),
+            (BESIDE, device == DESK, device),
         ).fetchone()
         if row is None:
             return None
@@ -261,8 +265,10 @@ def _first_word(job: Job) -> dict:
 
 
 def _visible(device: str) -> dict[str, str]:
-    """The environment in which a process sees one GPU alone."""
+    """The environment in which a process sees its own GPU alone, and none at the desk."""
     kind, _, number = device.partition(":")
+    if device == DESK:
+        return {"CUDA_VISIBLE_DEVICES": ""}
     if kind != "cuda":
         return {}
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")

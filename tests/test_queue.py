@@ -94,6 +94,20 @@ def test_two_jobs_never_work_in_one_folder(program, monkeypatch):
     assert [job.state for job in queue.active()] == ["running", "waiting"]
 
 
+def test_a_download_is_prepared_beside_a_training_without_its_gpu_and_in_its_own_order(program, monkeypatch):
+    monkeypatch.setattr(queue, "devices", lambda: ["cuda:0"])
+    program("import os; print('sees', repr(os.environ['CUDA_VISIBLE_DEVICES']), flush=True); import time; time.sleep(60)")
+    training, waiting, export, later = new_job(), new_job(), new_job("export"), new_job("export")
+    assert queue.status(later.place, "export")["place"] == 2
+    queue.advance()
+    assert {job.id: job.device for job in queue.active()} == {
+        training.id: "cuda:0", export.id: "desk", waiting.id: None, later.id: None,
+    }  # fmt: skip
+    assert queue.status(waiting.place, "train")["place"] == queue.status(later.place, "export")["place"] == 1
+    advance_until(lambda: export.place.log_file("export").read_text())
+    assert export.place.log_file("export").read_text() == "sees ''\n"
+
+
 def test_a_waiting_job_can_be_taken_out(program):
     program(SLEEP)
     job = new_job()

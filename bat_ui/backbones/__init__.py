@@ -35,8 +35,9 @@ def load_backbone(
     clip: str | None = None,
     prediction: str | None = None,
     memory: str = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Backbone:
-    """Load the backbone called `name` onto `device`, in the precision and with the preset that suit the hardware.
+    """Load the backbone called `name` onto `device`, in `dtype` or the precision, and with the preset, that suit it.
 
     `name` is sticker, sd15, sd21 or sdxl; a diffusers folder; a .safetensors file; a repository OWNER/NAME on the Hugging
     Face hub whose weights were downloaded (hub.py); or a folder with `pipeline/` and `clip/`, as assets/sticker is one.
@@ -44,14 +45,15 @@ def load_backbone(
     Raises UserError if there is no such backbone.
     """
     device = torch.device(device or best_device())
+    dtype = dtype or best_dtype(device)
     own = ASSETS / "sticker" if name == "sticker" else Path(name)
     if name == "sticker" or (own / "pipeline").is_dir():
         if not (own / "pipeline" / "model_index.json").is_file():
             raise UserError("The sticker backbone's weights are missing: make them with `python -m bat_ui build-sticker`.")
-        pipeline, _ = load_pipeline(own / "pipeline", best_dtype(device), prediction)
+        pipeline, _ = load_pipeline(own / "pipeline", dtype, prediction)
         parts = {"family": "sticker", "caption_template": STICKER_TEMPLATE, "lora_targets": STICKER_LORA_TARGETS}
         return Backbone(name, pipeline=pipeline, device=device, clip_source=clip or clip_of(name), photos=False, **parts)
-    pipeline, family = load_pipeline(find_source(name), best_dtype(device), prediction)
+    pipeline, family = load_pipeline(find_source(name), dtype, prediction)
     return Backbone(
         name=name,
         family=family,
