@@ -33,6 +33,7 @@ from bat_ui.web.parts import (
     progress_bar,
     refusing,
     required,
+    status_word,
     stop_button,
     stop_verb,
 )
@@ -130,7 +131,7 @@ def build_backbone_step(shared: Shared) -> Step:
         return {
             find: gr.update(interactive=not busy),
             stop: stop_button(status),
-            panel: _panel(project, status, choice),
+            panel: _panel(project, status),
             summary: candidates.summary(choice) if choice else "",
             curve: candidates.curve(choice) + candidates.when(choice) if choice else "",
             tools: gr.update(visible=choice is not None),
@@ -152,6 +153,10 @@ def build_backbone_step(shared: Shared) -> Step:
 
     def draw_again(project_id: str, known: list, count: int, rule: str) -> Updates:
         return follow(opened(project_id), known, count, rule)
+
+    def draw_panel(project_id: str) -> list[str]:
+        project = opened(project_id)
+        return [_panel(project, queue.status(project, "select") if project else {"state": "absent"})]
 
     def start(project_id: str, **values) -> Updates:
         """Look for backbone pictures that help, in the queue; `project_status` says how far it is, under `search`."""
@@ -270,6 +275,7 @@ def build_backbone_step(shared: Shared) -> Step:
     private = {"api_visibility": "private", "show_progress": "hidden"}
     each = {"trigger_mode": "multiple", **private}  # a click while the one before is answered counts, too
     shared.heartbeat.follow(_seen, [id], draw_again, view, own)
+    shared.heartbeat.mirror(draw_panel, [id], [panel])
     find.click(
         answering(message, start), id, [message, limit, versus, *own], inputs_kwargs=widgets, api_name="find_pictures"
     )
@@ -374,11 +380,10 @@ def _seen(project_id: str) -> str:
     if project is None:
         return ""
     status = queue.status(project, "select")  # a worker that dies writes nothing, and the queue moves on
-    files = (project.subject_marker, project.status_file("select"), project.stop_file("select"), project.choice)
-    return fingerprint(project, *files) + f"{status['state']}{status.get('place', '')}"
+    return fingerprint(project, project.subject_marker, project.choice) + status_word(status)
 
 
-def _panel(project: Project | None, status: dict, choice) -> str:
+def _panel(project: Project | None, status: dict) -> str:
     """What is going on, or what to do."""
     if status["state"] in ("waiting", "running"):
         return progress_bar(status)
@@ -386,8 +391,8 @@ def _panel(project: Project | None, status: dict, choice) -> str:
         return alert(status.get("message") or "The search failed.")
     said = ""
     if status["state"] == "stopped":
-        said = note("The search was stopped." + (" The earlier choice is still here." if choice else ""))
-    if choice is None:
+        said = note("The search was stopped." + (" The earlier choice is still here." if _choice(project) else ""))
+    if project is None or not project.choice.is_file():
         return said or hint("No pictures are chosen yet.")
     subject = project.subject_marker
     if subject.is_file() and subject.stat().st_mtime_ns > project.choice.stat().st_mtime_ns:

@@ -118,6 +118,10 @@ def build_generation_step(shared: Shared) -> Step:
             updates[chosen].pop("value")  # another run may have been chosen meanwhile
         return updates
 
+    def draw_panel(project_id: str, wanted: str | None) -> list[str]:
+        run = _run(opened(project_id), wanted)
+        return [_panel(run, queue.status(run, "generate") if run else {"state": "absent"})]
+
     def look_at(project_id: str, wanted: str | None) -> Updates:
         return follow(required(project_id), wanted)
 
@@ -152,6 +156,7 @@ def build_generation_step(shared: Shared) -> Step:
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
+    shared.heartbeat.mirror(draw_panel, [id, chosen], [panel])
     shared.tabs.change(fill, [id, prompt], prompt, **private)
     chosen.input(answering(message, look_at), [id, chosen], [message, *own], **private)
     draw.click(answering(message, start), [id, prompt, chosen], [message, *own], inputs_kwargs=widgets, api_name="generate")
@@ -188,8 +193,7 @@ def _seen(project_id: str, wanted: str | None) -> str:
     if project is None or run is None:
         return project.folder.name if project else ""
     status = queue.status(run, "generate")
-    files = (run.status_file("generate"), run.samples / "samples.json", run.lora)
-    return fingerprint(run, *files) + status_word(status) + str(len(_trained(project)))
+    return fingerprint(run, run.samples / "samples.json", run.lora) + status_word(status) + str(len(_trained(project)))
 
 
 def _first_prompt(project: Project | None) -> str:

@@ -1,7 +1,8 @@
-"""How a page notices what changed: it asks for a few words once a second, and a step is drawn anew when its word differs.
+"""How a page notices what changed: it asks once a second, and what differs is drawn anew.
 
-In: for each step a function that gives a word.  Out: hidden boxes that hold the words, whose changes are ordinary events,
-and the route that the page's script asks: many may look, and an event of Gradio costs many times as much as this route.
+In: functions that give the texts of parts that move all the time, and for each step one that gives a word for all the rest.
+Out: the route that the page's script asks, and hidden boxes that hold the words, whose changes are ordinary events.  An
+event of Gradio costs many times as much as this route, and keeps a browser busy with a clock that nobody sees meanwhile.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import gradio as gr
@@ -20,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from bat_ui.web.parts import Updates
+from bat_ui.web.parts import Updates, once_a_second
 
 PATH = "/heartbeat"
 SECONDS = 1.0  # between two looks of a page
@@ -28,28 +30,34 @@ A_SECOND = os.cpu_count() or 1  # looks that the server answers; where more brow
 LONGEST = 30.0  # seconds between two looks of a page, however many look
 LATE = 5.0  # seconds; a page that has not asked for twice its wait and these is gone and not counted
 
-# The page keeps what it heard last, and tells a step of it when that step's tab is in sight.
+# The page keeps what it heard last, and tells a step of it when that step's tab is in sight.  Texts are put on the page when
+# they come and not again, since an event may have changed them meanwhile; those that the page has are not sent again.
 ASK = """async (...values) => {
-    const words = values.slice(%(about)d), about = JSON.stringify(values.slice(0, %(about)d)), tabs = %(tabs)s;
-    const beat = window.batBeat ??= {page: Math.random().toString(36).slice(2), next: 0};
+    const about = JSON.stringify(values.splice(0, %(about)d)), tabs = %(tabs)s, own = %(own)s;
+    const words = values.splice(0, tabs.length), shown = values;
+    const beat = window.batBeat ??= {page: Math.random().toString(36).slice(2), next: 0, told: []};
     const insight = tab => !tab || document.getElementById(tab)?.offsetParent;
-    const heard = () => beat.about === about ? beat.words.map((word, i) => insight(tabs[i]) ? word : words[i]) : words;
-    if (Date.now() < beat.next || document.hidden) return heard();
+    const known = () => beat.about === about ? words.map((word, i) => insight(tabs[i]) ? beat.words[i] : word) : words;
+    if (Date.now() < beat.next || document.hidden) return [...known(), ...shown];
     beat.next = Infinity;
-    let wait = 1;
+    let wait = 1, texts = shown;
     try {
-        const asked = new URLSearchParams({page: beat.page, about});
+        const has = own.map((tab, i) => insight(tab) ? beat.told[i]?.mark ?? '' : null);
+        const asked = new URLSearchParams({page: beat.page, about, has: JSON.stringify(has)});
         const answer = await fetch('.%(path)s?' + asked, {signal: AbortSignal.timeout(20000)});
         if (answer.ok) {
             const told = await answer.json();
             wait = told.wait;
+            told.texts.forEach((text, i) => { if (text) beat.told[i] = text; });
+            texts = has.flatMap((mark, i) => mark === null ? Array(%(counts)s[i]).fill(null) : beat.told[i].texts);
+            texts = texts.map((text, i) => text ?? shown[i]);
             Object.assign(beat, {about, words: told.words});
         }
     } catch {
     } finally {
         beat.next = Date.now() + 1000 * wait - 500;
     }
-    return heard();
+    return [...known(), ...texts];
 }"""
 
 
@@ -62,11 +70,21 @@ class _Part:
     box: gr.Textbox
 
 
+@dataclass(frozen=True)
+class _Mirror:
+    """`draw` gives the texts of `outputs`, which are in one tab, from the values of `about`."""
+
+    draw: Callable[..., Sequence[str]]
+    about: Sequence[Component]
+    outputs: Sequence[gr.HTML]
+
+
 class Heartbeat:
     """What all steps look at, asked as one."""
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
+        self._mirrors: list[_Mirror] = []
         self._pages: dict[str, float] = {}  # when each page is taken for gone
         self.route = Route(PATH, self._answer)
 
@@ -83,25 +101,46 @@ class Heartbeat:
         self._parts.append(_Part(look, about, box))
         box.change(handler, [*inputs], [*outputs], show_progress="hidden", api_visibility="private")
 
+    def mirror(self, draw: Callable[..., Sequence[str]], about: Sequence[Component], outputs: Sequence[gr.HTML]) -> None:
+        """Keep the texts of `outputs` as `draw` gives them for the values of `about`, while their tab is in sight."""
+        self._mirrors.append(_Mirror(once_a_second(draw), about, outputs))
+
     def start(self) -> None:
         """Beat from now on; no more can be followed."""
-        about = [component for part in self._parts for component in part.about]
-        boxes = [part.box for part in self._parts]
-        script = ASK % {"about": len(about), "path": PATH, "tabs": [_tab_of(box) for box in boxes]}
-        gr.Timer(SECONDS).tick(None, [*about, *boxes], boxes, js=script, api_visibility="private")
+        about = [component for part in (*self._parts, *self._mirrors) for component in part.about]
+        boxes, shown = [part.box for part in self._parts], [output for part in self._mirrors for output in part.outputs]
+        script = ASK % {
+            "about": len(about),
+            "path": PATH,
+            "tabs": [_tab_of(box) for box in boxes],
+            "own": [_tab_of(part.outputs[0]) for part in self._mirrors],
+            "counts": [len(part.outputs) for part in self._mirrors],
+        }
+        gr.Timer(SECONDS).tick(
+            None, [*about, *boxes, *shown], [*boxes, *shown], js=script, show_progress="hidden", api_visibility="private"
+        )
 
-    def words(self, values: Sequence[Any]) -> list[str]:
-        """The words of all parts for the values of all that they are about, in order.  Raises ValueError for others."""
-        if len(values) != sum(len(part.about) for part in self._parts):
+    def answer(self, about: Any, has: Any) -> dict[str, list]:
+        """`words` of all parts and `texts` of all mirrors for the values of all that they are about, in order.
+
+        has: for each mirror the mark of the texts that the page has, "" for none, None where they are out of sight; no texts
+        come (None) where they are that, or still the same.  Raises ValueError for other questions.
+        """
+        if not isinstance(about, list) or not all(value is None or isinstance(value, str) for value in about):
+            raise ValueError("words are asked about")
+        if not isinstance(has, list) or len(has) != len(self._mirrors):
+            raise ValueError("each mirror's mark is wanted")
+        if len(about) != sum(len(part.about) for part in (*self._parts, *self._mirrors)):
             raise ValueError("these are not the values that the page asks about")
-        if not all(value is None or isinstance(value, str) for value in values):
-            raise ValueError("only words are asked about")
-        words, values = [], list(values)
-        for part in self._parts:
-            own, values = values[: len(part.about)], values[len(part.about) :]
-            word = part.look(*own)
-            words.append(f"{hash(word):x}" if word else "")
-        return words
+        values = iter(about)
+        words = [part.look(*islice(values, len(part.about))) for part in self._parts]
+        texts: list[dict | None] = []
+        for part, mark in zip(self._mirrors, has):
+            own = tuple(islice(values, len(part.about)))
+            drawn = None if mark is None else list(part.draw(*own))
+            now = f"{hash(tuple(drawn)):x}" if drawn else mark
+            texts.append(None if now == mark else {"mark": now, "texts": drawn})
+        return {"words": [f"{hash(word):x}" if word else "" for word in words], "texts": texts}
 
     def wait(self, page: str) -> float:
         """Seconds until `page` should ask again: longer the more pages ask."""
@@ -115,14 +154,11 @@ class Heartbeat:
         if not _may_look(request):
             return PlainTextResponse("Log in first.", 401)
         try:
-            values = json.loads(request.query_params.get("about", ""))
-            if not isinstance(values, list):
-                raise ValueError("a list is asked about")
-            words = self.words(values)
+            told = self.answer(*(json.loads(request.query_params.get(name, "")) for name in ("about", "has")))
         except (ValueError, RecursionError):
             return PlainTextResponse("Only the page's own script asks here.", 400)
         wait = self.wait(request.query_params.get("page", "")[:32])
-        return JSONResponse({"words": words, "wait": wait}, headers={"Cache-Control": "no-store"})
+        return JSONResponse(told | {"wait": wait}, headers={"Cache-Control": "no-store"})
 
 
 def _tab_of(part: Block) -> str:

@@ -142,8 +142,8 @@ def fingerprint(run: Run, *files: Path) -> str:
 
 
 def status_word(status: Mapping[str, Any]) -> str:
-    """A word that changes when what the page says of a job's status does."""
-    return f"{status['state']}{status.get('place', '')}{status.get('stopping', '')}"
+    """A word that changes when what the page says of a job's status does, but for how far it is, and with every job."""
+    return f"{status.get('job', '')}{status['state']}{status.get('place', '')}{status.get('stopping', '')}"
 
 
 def address(path: Path) -> str:

@@ -62,11 +62,12 @@ def build_sidebar(shared: Shared) -> Sidebar:
         jobs = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="queue")
     own = [projects, tools, back, jobs]
 
-    def moving(id: str) -> Updates:
-        """What changes with every step of a job, as plain values: Gradio makes a component anew for an update."""
+    moving = [projects, jobs]
+
+    def texts(id: str) -> list[str]:
+        """What changes with every step of a job."""
         entries = registry.projects()
-        queued = _queue(queue.active(), {entry.id: entry.shown_name for entry in entries})
-        return {projects: _list(entries, id), jobs: queued}
+        return [_list(entries, id), _queue(queue.active(), {entry.id: entry.shown_name for entry in entries})]
 
     def standing(id: str) -> Updates:
         gone = registry.deleted()
@@ -76,7 +77,7 @@ def build_sidebar(shared: Shared) -> Sidebar:
         }
 
     def follow(id: str) -> Updates:
-        return {**moving(id), **standing(id)}
+        return {**dict(zip(moving, texts(id))), **standing(id)}
 
     def show(project: Project | None) -> Updates:
         id = project.folder.name if project else ""
@@ -118,7 +119,7 @@ def build_sidebar(shared: Shared) -> Sidebar:
         return {id: gone[0].id}
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.heartbeat.follow(_moved, [id], moving, [id], [projects, jobs])
+    shared.heartbeat.mirror(texts, [id], moving)
     shared.heartbeat.follow(_seen, [id], standing, [id], [tools, back])
     reopening = (
         fresh.click(answering(message, start_anew), None, [message, id], **private),
@@ -242,25 +243,10 @@ def _seen(id: str) -> str:
     return f"{id} {hash(_there())}"
 
 
-def _moved(id: str) -> str:
-    """A word that changes when the lists in the sidebar do."""
-    return f"{id} {hash(_look())}"
-
-
 @once_a_second
 def _there() -> tuple:
     deleted = registry.deleted()
     return (*(entry.id for entry in registry.projects()), "", *((entry.id, entry.shown_name) for entry in deleted))
-
-
-@once_a_second
-def _look() -> tuple:
-    """All that the lists show."""
-    jobs = queue.active()
-    entries = [(e.id, e.shown_name, state_words(e.project, jobs), _picture(e.project)) for e in registry.projects()]
-    statuses = [(job.id, queue.status(job.place, job.verb)) for job in jobs]
-    moving = [(number, *(s.get(key) for key in ("state", "place", "what", "done", "stopping"))) for number, s in statuses]
-    return (*entries, *moving)
 
 
 def _list(entries: list[registry.Entry], open_id: str) -> str:

@@ -120,13 +120,13 @@ def build_training_step(shared: Shared) -> Step:
     chosen = gr.Textbox("", visible=False, label="run", elem_id="run")
     own = [begin, runs, panel, stop, stop_now, resume, go_on, losses, samples, chosen]
 
-    def moving(project: Project | None, run: Run | None, status: dict) -> Updates:
-        """What changes with every step of a training, as plain values: Gradio makes a component anew for an update."""
-        return {
-            runs: _list(project, run) if run else "",
-            panel: _panel(project, run, status),
-            losses: _losses(run, fingerprint(run, run.losses)) if run else "",
-        }
+    moving = [runs, panel, losses]
+
+    def texts(project: Project | None, run: Run | None, status: dict) -> list[str]:
+        """What changes with every step of a training."""
+        if run is None:
+            return ["", _panel(project, run, status), ""]
+        return [_list(project, run), _panel(project, run, status), _losses(run, fingerprint(run, run.losses))]
 
     def follow(project: Project | None, wanted: str) -> Updates:
         """Everything but the settings; the run `wanted`, else the latest one, is the one that is looked at."""
@@ -134,7 +134,7 @@ def build_training_step(shared: Shared) -> Step:
         status = queue.status(run, "train") if run else {"state": "absent"}
         running, active = status["state"] == "running", status["state"] in ("waiting", "running")
         return {
-            **moving(project, run, status),
+            **dict(zip(moving, texts(project, run, status))),
             begin: gr.update(value="Train again" if run else "Start training", variant="secondary" if run else "primary"),
             stop: stop_button(status, "Stop and save"),
             stop_now: gr.update(visible=running),
@@ -154,10 +154,10 @@ def build_training_step(shared: Shared) -> Step:
             del updates[chosen]  # a click on another run may have been faster
         return updates
 
-    def move(project_id: str, wanted: str) -> Updates:
+    def draw(project_id: str, wanted: str) -> list[str]:
         project = opened(project_id)
         run = _run(project, wanted)
-        return moving(project, run, queue.status(run, "train") if run else {"state": "absent"})
+        return texts(project, run, queue.status(run, "train") if run else {"state": "absent"})
 
     def look_at(project_id: str, event: gr.EventData) -> Updates:
         return follow(required(project_id), event.run)
@@ -202,7 +202,7 @@ def build_training_step(shared: Shared) -> Step:
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
-    shared.heartbeat.follow(_moved, [id, chosen], move, [id, chosen], [runs, panel, losses])
+    shared.heartbeat.mirror(draw, [id, chosen], moving)
     begin.click(answering(message, start), id, [message, *own], inputs_kwargs=widgets, api_name="train")
     runs.click(answering(message, look_at), id, [message, *own], **private)
     stop.click(answering(message, halt), [id, chosen], [message, *own], api_name="stop_training")
@@ -278,12 +278,6 @@ def _seen(project_id: str, wanted: str) -> str:
     if run is None:
         return fingerprint(project, project.choice) + words
     return fingerprint(run, project.choice, run.metrics, run.samples, run.lora) + words
-
-
-@once_a_second
-def _moved(project_id: str, wanted: str) -> str:
-    run = _run(opened(project_id), wanted)
-    return fingerprint(run, run.status_file("train"), run.losses) if run else ""
 
 
 def _list(project: Project, looked_at: Run) -> str:
