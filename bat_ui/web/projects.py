@@ -52,7 +52,10 @@ def build_sidebar(shared: Shared) -> Sidebar:
         projects = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="projects")
         message = message_box("projects-message")
         with gr.Column(visible=False, elem_id="project-tools") as tools:
-            name = gr.Textbox("", label="Name of the open project", max_lines=1, elem_id="project-name", submit_btn="Rename")
+            name = gr.Textbox(
+                "", label="Name of the open project", placeholder="called after its subject", max_lines=1,
+                elem_id="project-name", submit_btn="Rename",
+            )  # fmt: skip
             with gr.Row():
                 copy = gr.Button("Duplicate", elem_id="duplicate-project", size="sm", min_width=60)
                 up = gr.Button("Move up", elem_id="move-project", size="sm", min_width=60)
