@@ -12,9 +12,11 @@ Writes docs/benchmarks/browsers.md and .json; --quick takes a tiny backbone and 
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import json
 import os
+import re
 import secrets
 import shutil
 import statistics
@@ -176,8 +178,12 @@ class Session:
         self.values = {c["id"]: c["props"].get("value") for c in config["components"]} | {project: self.project}
         events = config["dependencies"]
         beat = next(e for e in events if any(kind == "tick" for _, kind in e["targets"]))
-        self.boxes, self.about = beat["outputs"], beat["inputs"][: -len(beat["outputs"])]
-        self.followers = [next(e for e in events if [box, "change"] in e["targets"]) for box in self.boxes]
+        self.about = beat["inputs"][: -len(beat["outputs"])]
+        followed = {target: e for e in events for target, kind in e["targets"] if kind == "change"}
+        self.boxes = [box for box in beat["outputs"] if box in followed]  # the others get their texts with the beat
+        self.followers = [followed[box] for box in self.boxes]
+        tabs = ast.literal_eval(re.search(r"own = (\[.*?\]);", beat["js"])[1])
+        self.has = ["" if tab in ("", TAB) else None for tab in tabs]
         other = {c["id"] for c in config["components"] if c["type"] == "tabitem" and c["props"]["elem_id"] != TAB}
         self.hidden = {part["id"] for tab in parts(config["layout"]) if tab["id"] in other for part in parts(tab)}
         first = next(e for e in events if any(kind == "load" for _, kind in e["targets"]) and project in e["outputs"])
@@ -197,8 +203,10 @@ class Session:
         await asyncio.sleep(self.wait * secrets.randbelow(1000) / 1000)  # not all at the same moment
         while time.monotonic() < until:
             about = json.dumps([self.values.get(component) for component in self.about])
-            beat = await self._answer("GET", "/heartbeat", params={"page": self.hash, "about": about})
+            asked = {"page": self.hash, "about": about, "has": json.dumps(self.has)}
+            beat = await self._answer("GET", "/heartbeat", params=asked)
             self.wait = beat["wait"]
+            self.has = [text["mark"] if text else mark for text, mark in zip(beat["texts"], self.has)]
             next_beat = time.monotonic() + self.wait
             for box, word, follower in zip(self.boxes, beat["words"], self.followers):
                 if word != self.values.get(box) and box not in self.hidden:
