@@ -38,11 +38,11 @@ _judging = Lock()
 class Candidate:
     """One backbone picture.
 
-    similarity: largest CLIP cosine to a subject picture; class_similarity: to the class prompt, which is lower, for words
-    and pictures lie apart; group: label of pictures alike in CLIP space; verdict: the group's (theory.md, Proposition 1);
-    gain: by how much the picture lowers the predicted error, as a part of the error without any (Proposition 2); rank:
-    place in the rule's order, from 1; chosen: whether training uses it; weight: how often, relative to the mean; origin:
-    found by the search, added out of the store by hand, or the user's own picture.
+    similarity: largest CLIP cosine to a subject picture; class_similarity: the one to the class prompt; group: label of
+    pictures alike in CLIP space; verdict: the group's (theory.md, Proposition 1); gain: by how much the picture lowers
+    the predicted error, as a part of the error without any (Proposition 2); rank: place in the rule's order, from 1;
+    chosen: whether training uses it; weight: how often, relative to the mean; origin: found by the search, added out of
+    the store by hand, or the user's own picture.
     """
 
     id: str

@@ -134,7 +134,7 @@ def choose_nearest(
         identifier=subject.identifier,
     )
     order = sorted(range(len(found)), key=lambda i: (-float(found.similarity[i]), found.ids[i]))
-    near = _nearness(backbone, subject, found.vectors)
+    near = _rounded(found.similarity, found.class_similarity)
     rows = tuple(
         Candidate(found.ids[i], found.captions[i], rank=r, chosen=r <= number, **near[i])
         for r, i in enumerate(order, start=1)
@@ -170,7 +170,11 @@ def _nearness(backbone: Backbone, subject: Subject, vectors: torch.Tensor) -> li
     """`similarity` and `class_similarity` of candidates with these CLIP vectors (n, d)."""
     to_subject = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1)
     [prompt] = backbone.clip.embed_texts([backbone.class_prompt(subject.class_noun)])
-    pairs = zip(to_subject.tolist(), (vectors @ prompt).tolist())
+    return _rounded(to_subject, vectors @ prompt)
+
+
+def _rounded(to_subject: torch.Tensor, to_class: torch.Tensor) -> list[dict[str, float]]:
+    pairs = zip(to_subject.tolist(), to_class.tolist())
     return [{"similarity": round(own, 6), "class_similarity": round(other, 6)} for own, other in pairs]
 
 

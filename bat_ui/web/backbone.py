@@ -389,10 +389,10 @@ def _panel(project: Project | None, status: dict) -> str:
         return progress_bar(status)
     if status["state"] == "failed":
         return alert(status.get("message") or "The search failed.")
-    said = ""
+    said, found = "", project is not None and project.choice.is_file()
     if status["state"] == "stopped":
-        said = note("The search was stopped." + (" The earlier choice is still here." if _choice(project) else ""))
-    if project is None or not project.choice.is_file():
+        said = note("The search was stopped." + (" The earlier choice is still here." if found else ""))
+    if not found:
         return said or hint("No pictures are chosen yet.")
     subject = project.subject_marker
     if subject.is_file() and subject.stat().st_mtime_ns > project.choice.stat().st_mtime_ns:
