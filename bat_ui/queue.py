@@ -115,9 +115,11 @@ def active() -> list[Job]:
     return [job for job in _unsettled() if not _has_ended(job)]
 
 
-def status(place: Run, verb: str) -> dict:
+def status(place: Run | None, verb: str) -> dict:
     """A verb's status file, or {"state": "waiting", "place": n} for the n-th in the queue; with the number of its `job`
-    and whether it is `stopping`."""
+    and whether it is `stopping`.  Of no place at all it is absent."""
+    if place is None:
+        return {"verb": verb, "state": "absent"}
     try:
         project, run = _names(place)
     except ValueError:  # a project elsewhere, which the queue has nothing to do with

@@ -119,7 +119,7 @@ def build_backbone_step(shared: Shared) -> Step:
 
     def follow(project: Project | None, known: list[str], count: int, rule: str) -> Updates:
         """All but the settings; the cards stay where they are, those of added pictures come first."""
-        status = queue.status(project, "select") if project else {"state": "absent"}
+        status = queue.status(project, "select")
         busy = status["state"] in ("waiting", "running")
         choice = None if status["state"] == "running" else _choice(project)
         if choice and set(known) != {c.id for c in choice.candidates}:
@@ -156,7 +156,7 @@ def build_backbone_step(shared: Shared) -> Step:
 
     def draw_panel(project_id: str) -> list[str]:
         project = opened(project_id)
-        return [_panel(project, queue.status(project, "select") if project else {"state": "absent"})]
+        return [_panel(project, queue.status(project, "select"))]
 
     def start(project_id: str, **values) -> Updates:
         """Look for backbone pictures that help, in the queue; `project_status` says how far it is, under `search`."""

@@ -87,7 +87,7 @@ def build_generation_step(shared: Shared) -> Step:
     def follow(project: Project | None, wanted: str | None) -> Updates:
         """All but the settings; the run `wanted`, else the latest one that has an adapter, draws."""
         run = _run(project, wanted)
-        status = queue.status(run, "generate") if run else {"state": "absent"}
+        status = queue.status(run, "generate")
         active = status["state"] in ("waiting", "running")
         adapter = run.adapter if run else None
         packed = None if active else _archive(run)
@@ -120,7 +120,7 @@ def build_generation_step(shared: Shared) -> Step:
 
     def draw_panel(project_id: str, wanted: str | None) -> list[str]:
         run = _run(opened(project_id), wanted)
-        return [_panel(run, queue.status(run, "generate") if run else {"state": "absent"})]
+        return [_panel(run, queue.status(run, "generate"))]
 
     def look_at(project_id: str, wanted: str | None) -> Updates:
         return follow(required(project_id), wanted)

@@ -92,7 +92,7 @@ def build_stores(shared: Shared) -> Stores:
     own = [panel, stores, progress, stop, listed]
 
     def follow(project: Project | None, store: str) -> Updates:
-        status = queue.status(project, "ingest") if project else {"state": "absent"}
+        status = queue.status(project, "ingest")
         return {
             panel: gr.update(label=f"Where to look: {_title(store)}"),
             stores: _list(store),
@@ -237,7 +237,7 @@ def _progress(status: dict) -> str:
 
 @once_a_second
 def _busy(project: Project | None) -> bool:
-    return project is not None and queue.status(project, "ingest")["state"] in ("waiting", "running")
+    return queue.status(project, "ingest")["state"] in ("waiting", "running")
 
 
 @once_a_second

@@ -66,7 +66,7 @@ def build_take_home(shared: Shared, chosen: gr.Dropdown) -> Step:
 
     def follow(project: Project | None, wanted: str | None, format: str) -> Updates:
         run = _run(project, wanted)
-        status = queue.status(run, "export") if run else {"state": "absent"}
+        status = queue.status(run, "export")
         active = status["state"] in ("waiting", "running")
         file = _current(run, format) if run and not active else None
         pictures = _samples(run) if run and queue.status(run, "train")["state"] != "running" else None

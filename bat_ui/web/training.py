@@ -131,7 +131,7 @@ def build_training_step(shared: Shared) -> Step:
     def follow(project: Project | None, wanted: str) -> Updates:
         """Everything but the settings; the run `wanted`, else the latest one, is the one that is looked at."""
         run = _run(project, wanted)
-        status = queue.status(run, "train") if run else {"state": "absent"}
+        status = queue.status(run, "train")
         running, active = status["state"] == "running", status["state"] in ("waiting", "running")
         return {
             **dict(zip(moving, texts(project, run, status))),
@@ -157,7 +157,7 @@ def build_training_step(shared: Shared) -> Step:
     def draw(project_id: str, wanted: str) -> list[str]:
         project = opened(project_id)
         run = _run(project, wanted)
-        return texts(project, run, queue.status(run, "train") if run else {"state": "absent"})
+        return texts(project, run, queue.status(run, "train"))
 
     def look_at(project_id: str, event: gr.EventData) -> Updates:
         return follow(required(project_id), event.run)
