@@ -8,6 +8,13 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bat_ui.errors import UserError
+from bat_ui.options import add_backbone
+
+if TYPE_CHECKING:
+    from bat_ui.web.step import Model
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: nothing is told to anybody
 
@@ -25,10 +32,10 @@ def main() -> None:
     )
     parser.add_argument("--mcp", action="store_true", help="let AI assistants on this machine use the page's endpoints, too")
     parser.add_argument("--data", type=Path, help="folder for projects and stores (default: the user's data folder)")
-    parser.add_argument("--backbone", default="sticker", help="the backbone to adapt (default: %(default)s)")
     parser.add_argument(
         "--ingest-root", type=Path, help="folder below which people may make stores of the server's pictures"
     )
+    add_backbone(parser)
     args = parser.parse_args()
     if problem := _unsafe(args.host, args.auth, args.mcp):
         parser.error(problem)
@@ -36,10 +43,14 @@ def main() -> None:
         os.environ["BAT_UI_DATA"] = str(args.data.resolve())  # for this process and its workers
     if args.ingest_root:
         os.environ["BAT_UI_INGEST_ROOT"] = str(args.ingest_root.resolve())
-    serve(args.host, args.port, args.backbone, args.auth, args.mcp)
+    try:
+        model = _model(args)
+    except UserError as problem:
+        parser.error(str(problem))
+    serve(args.host, args.port, model, args.auth, args.mcp)
 
 
-def serve(host: str, port: int, backbone: str, auth: str | None = None, mcp: bool = False) -> None:
+def serve(host: str, port: int, model: Model, auth: str | None = None, mcp: bool = False) -> None:
     """Build the page and serve it; returns when the server is stopped."""
     from starlette.middleware import Middleware
 
@@ -51,12 +62,10 @@ def serve(host: str, port: int, backbone: str, auth: str | None = None, mcp: boo
 
     projects_folder().mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("GRADIO_TEMP_DIR", str(data_folder() / "uploads"))  # where Gradio keeps what browsers send
-    if Path(backbone).is_dir():
-        backbone = str(Path(backbone).resolve())
     registry.purge()
     queue.keep_going()
     threading.Thread(target=_warm_up, daemon=True).start()
-    page, heartbeat = build_page(backbone)
+    page, heartbeat = build_page(model)
     _yield_to_training()
     page.launch(
         server_name=host,
@@ -75,6 +84,22 @@ def serve(host: str, port: int, backbone: str, auth: str | None = None, mcp: boo
         run_history=False,
         footer_links=["api"],
     )
+
+
+def _model(args: argparse.Namespace) -> Model:
+    """The backbone that the options name, fetched by consent.  Raises UserError where it cannot be had."""
+    from bat_ui.web.step import Model
+
+    def found(name: str | None) -> str | None:
+        return str(Path(name).resolve()) if name and name != "sticker" and Path(name).exists() else name
+
+    model = Model(found(args.backbone), found(args.clip), args.prediction, args.memory)
+    if model.photos:
+        from bat_ui.backbones import needed_downloads
+        from bat_ui.cli import fetch
+
+        fetch(needed_downloads(model.backbone, model.clip), args.download)
+    return model
 
 
 def _yield_to_training() -> None:

@@ -193,7 +193,7 @@ def _ingest(args: argparse.Namespace) -> None:
     from bat_ui.store.ingest import ingest
 
     model = args.clip or clip_of(args.backbone)
-    _fetch([download for download in [needed_clip_download(model)] if download], args.download)
+    fetch([download for download in [needed_clip_download(model)] if download], args.download)
     clip = ClipSpace.load(model, best_device())
     names = ("name", "title", "licence", "caption_column", "image_column", "split", "link", "proxy", "engine", "workers")
     given = {name: getattr(args, name) for name in names}
@@ -268,11 +268,12 @@ def _load(args: argparse.Namespace, search: bool = False, **options):
     """The backbone that the options name, with `search` its CLIP model, too; what is missing is fetched by consent."""
     from bat_ui.backbones import load_backbone, needed_downloads
 
-    _fetch(needed_downloads(args.backbone, args.clip, search), args.download)
+    fetch(needed_downloads(args.backbone, args.clip, search), args.download)
     return load_backbone(args.backbone, clip=args.clip, prediction=args.prediction, memory=args.memory, **options)
 
 
-def _fetch(downloads: Sequence, agreed: bool) -> None:
+def fetch(downloads: Sequence, agreed: bool) -> None:
+    """Fetch what is missing, after a question unless `agreed`.  Raises UserError without consent, or somebody to ask."""
     for download in downloads:
         if not agreed and not sys.stdin.isatty():
             raise UserError(f"{download.question} Run again with --download to agree.")

@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     choose.add_argument("--undo", action="store_true", help="take the last change back")
 
     for verb in (whole, select, choose, train, generate, export):
-        _add_backbone(verb)
+        add_backbone(verb)
 
     _add_evaluate(verbs)
     _add_ingest(verbs)
@@ -137,7 +137,7 @@ def _add_evaluate(verbs) -> None:
     verb = _verb(verbs, "evaluate", "compare the rules on held-out subjects and write the report")
     verb.add_argument("--out", type=Path, help="where results.jsonl and the report go (default: docs/evidence)")
     verb.add_argument("--cache", type=Path, default=Path("runs/evidence"), help="where sketches and samples are kept")
-    _add_backbone(verb)
+    add_backbone(verb)
     for name, text in EVALUATE_LISTS.items():
         verb.add_argument(f"--{name}", metavar="A,B", help=text)
     verb.add_argument("--shard", metavar="I/N", help="run part I of N; parts may share the results file")
@@ -185,7 +185,8 @@ def _verb(verbs, name: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_backbone(parser: argparse.ArgumentParser) -> None:
+def add_backbone(parser: argparse.ArgumentParser) -> None:
+    """The options that name a backbone and how it is loaded."""
     group = parser.add_argument_group("backbone")
     text = "sticker, sd15, sd21, sdxl, a diffusers folder, a .safetensors file or OWNER/NAME on the Hugging Face hub"
     group.add_argument("--backbone", default="sticker", help=f"the backbone to adapt: {text} (default: %(default)s)")

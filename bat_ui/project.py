@@ -160,9 +160,9 @@ class Run:
         saved = read_json(self._settings) or {}
         write_json(self._settings, saved | {type(part).__name__: asdict(part) for part in parts})
 
-    def remembered(self, kind: type[Settings]) -> Settings:
-        """The settings of that kind, its defaults where there are none."""
-        return read_settings(kind, (read_json(self._settings) or {}).get(kind.__name__, {}))
+    def remembered(self, kind: type[Settings], photos: bool = False) -> Settings:
+        """The settings of that kind, where there are none the defaults for stickers or for photos."""
+        return read_settings(kind, (read_json(self._settings) or {}).get(kind.__name__, {}), photos)
 
     @property
     def _settings(self) -> Path:

@@ -13,6 +13,7 @@ from bat_ui.albat.strength import most_strength
 from bat_ui.albat.validity import GroupVerdict
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import SEARCH, Candidate, Choice, apply_selection, save_sketches
+from bat_ui.errors import UserError
 from bat_ui.left_out import left_out_losses, steps_alone, surrogate_steps
 from bat_ui.project import Clock, Progress, Project, silent
 from bat_ui.settings import SelectionSettings, TrainingSettings
@@ -30,12 +31,17 @@ RANDOM_PART = 0.25  # part of ALBAT's shortlist that is drawn from the whole sto
 def open_store(backbone: Backbone, progress: Progress = silent, store: str | None = None) -> Store:
     """The ingested store of that name or place, or the one that goes with the backbone, built first if need be.
 
-    Raises UserError if there is no such store, or if its vectors are not of the backbone's CLIP model.
+    Raises UserError if there is no such store, if its vectors are not of the backbone's CLIP model, or where none is named
+    for a backbone that comes without one.
     """
     if store:
         opened = Store.open(store_place(store))
         opened.check_encoder(backbone.clip.digest)
         return opened
+    if backbone.photos:
+        raise UserError(
+            "This backbone comes without pictures of its own: give --store; `python -m bat_ui ingest` makes one."
+        )
 
     def report(items, desc: str, total: int, unit: str):
         for i, item in enumerate(items):

@@ -6,6 +6,8 @@ comment are the only place where a setting is described.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -16,6 +18,7 @@ PREDICTIONS = ("epsilon", "v_prediction")  # what a UNet may predict
 ADAPTERS = ("diffusers", "kohya")  # forms in which an adapter is exported
 DATASETS = ("kohya-dataset", "custom-diffusion", "imagefolder")  # forms of a selection as a training set
 EXPORTS = ADAPTERS + DATASETS
+MOST_PROMPTS = 3  # at each checkpoint, where the subject's captions are the prompts
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class ValidationSettings:
     validation_images: int = 2  # pictures of each prompt, at seeds that are the same everywhere; 0: none
     validation_steps: int = 10  # denoising steps of each, few since only runs and checkpoints are compared
 
+    def prompts(self, captions: Sequence[str]) -> list[str]:
+        """What is drawn: the prompts given, one a line, else the subject's first captions, each once."""
+        given = [line.strip() for line in re.split(r"[\n|]", self.validation_prompts) if line.strip()]
+        return list(dict.fromkeys(given or captions[:MOST_PROMPTS]))
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -91,10 +99,10 @@ FOR_PHOTOS = {
 }
 
 
-def read_settings(kind: type[Settings], saved: dict) -> Settings:
-    """The settings of that kind that were saved, without those that there are no more."""
+def read_settings(kind: type[Settings], saved: dict, photos: bool = False) -> Settings:
+    """The settings of that kind that were saved, without those that there are no more; else as `defaults` has them."""
     names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in saved.items() if name in names})
+    return defaults(kind, photos, **{name: value for name, value in saved.items() if name in names})
 
 
 def defaults(kind: type[Settings], photos: bool, **given) -> Settings:

@@ -8,8 +8,6 @@ itself.  Left out on purpose: which checkpoint is best; and random state, which 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -28,14 +26,7 @@ from bat_ui.settings import GenerationSettings, ValidationSettings, defaults
 from bat_ui.subject import Subject
 
 METRICS = ("clip_i", "clip_t", "diversity", "pres")
-MOST_PROMPTS = 3  # where the subject's captions are the prompts
 SEED = 0  # of the first picture of each prompt, the same for every run
-
-
-def validation_prompts(settings: ValidationSettings, captions: Sequence[str]) -> list[str]:
-    """The prompts that are drawn: those given, one a line, else the first captions, each once."""
-    given = [line.strip() for line in re.split(r"[\n|]", settings.validation_prompts) if line.strip()]
-    return list(dict.fromkeys(given or captions[:MOST_PROMPTS]))
 
 
 class Validation:
@@ -55,7 +46,7 @@ class Validation:
         progress: Progress,
     ):
         self.run, self.backbone, self.subject, self.settings, self.progress = run, backbone, subject, settings, progress
-        self.prompts = validation_prompts(settings, subject.captions) if settings.validation_images > 0 else []
+        self.prompts = settings.prompts(subject.captions) if settings.validation_images > 0 else []
         self.done = {row["step"] for row in keep_json_lines(run.metrics, lambda row: row["step"] <= start)}
         self._vectors = None
 

@@ -39,6 +39,20 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def store(tiny_clip_folder, tmp_path_factory):
+    """A store of thirty pictures of noise with captions, by the tiny CLIP model."""
+    folder = tmp_path_factory.mktemp("store")
+    for i in range(30):
+        pixels = np.random.default_rng(100 + i).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        (folder / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{i:02d}.png")
+        (folder / "pictures" / f"{i:02d}.txt").write_text(f"a photo of thing {i}")
+    place = folder / "store"
+    assert main(["ingest", str(folder / "pictures"), "--store", str(place), "--clip", str(tiny_clip_folder)]) == 0
+    return place
+
+
 @functools.cache
 def some_photos():
     """Three photographs of noise, the same at every call."""
@@ -49,10 +63,13 @@ CAPTIONS = ["a photo of sks dog", "a dog on a beach", "two dogs"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_personalize_runs_from_photographs_to_samples(family, photos, photo_backbone_folders, tiny_clip_folder, tmp_path):
+def test_personalize_runs_from_photographs_to_samples(
+    family, photos, store, photo_backbone_folders, tiny_clip_folder, tmp_path
+):
     out, backbone = tmp_path / "out", photo_backbone_folders[family]
     arguments = ["personalize", str(photos), "--class-noun", "dog", "--out", str(out), "--backbone", str(backbone)]
-    assert main([*arguments, "--clip", str(tiny_clip_folder), *QUICK, "--prompt", "a photo of sks dog"]) == 0
+    arguments += ["--clip", str(tiny_clip_folder), "--store", str(store)]
+    assert main([*arguments, *QUICK, "--prompt", "a photo of sks dog"]) == 0
     subject = Subject.load(out / "subject")
     assert set(subject.captions) == {"a photo of sks dog"}
     assert {image.size for image in subject.images} == {(96, 64), (64, 96), (80, 80)}
@@ -64,8 +81,18 @@ def test_personalize_runs_from_photographs_to_samples(family, photos, photo_back
     assert any("lora_" in name for name, _ in pipeline.unet.named_modules())
 
 
+def test_a_backbone_without_pictures_of_its_own_asks_for_a_store(
+    photos, photo_backbone_folders, tiny_clip_folder, tmp_path, capsys
+):
+    arguments = ["select", str(photos), "--class-noun", "dog", "--out", str(tmp_path / "out")]
+    arguments += ["--backbone", str(photo_backbone_folders["sd15"]), "--clip", str(tiny_clip_folder)]
+    assert main([*arguments, *QUICK[:8]]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: This backbone comes without pictures")
+    assert main([*arguments, "--rule", "none"]) == 0
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_the_line_runs_on_a_single_file(family, photos, tiny_clip_folder, tiny_config_folder, tmp_path, monkeypatch):
+def test_the_line_runs_on_a_single_file(family, photos, store, tiny_clip_folder, tiny_config_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "CONFIGS", tiny_config_folder)
     file = write_single_file(make_pipeline(family), tmp_path / "model.safetensors")
     out = tmp_path / "out"
@@ -78,6 +105,8 @@ def test_the_line_runs_on_a_single_file(family, photos, tiny_clip_folder, tiny_c
         "nearest",
         "--num-backbone",
         "3",
+        "--store",
+        str(store),
         "--memory=8",
     ]
     assert main(["personalize", str(photos), "--class-noun", "dog", "--out", str(out), *QUICK, *more]) == 0
@@ -228,10 +257,10 @@ def test_sketches_and_losses_keep_to_the_preset_and_are_the_same(preset, photo_b
 @pytest.mark.parametrize("memory", ["8", "24"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_line_runs_on_a_gpu_in_half_precision(
-    family, memory, photos, photo_backbone_folders, tiny_clip_folder, tmp_path
+    family, memory, photos, store, photo_backbone_folders, tiny_clip_folder, tmp_path
 ):
     out, backbone = tmp_path / "out", photo_backbone_folders[family]
-    more = [f"--backbone={backbone}", f"--clip={tiny_clip_folder}", f"--memory={memory}", *QUICK]
+    more = [f"--backbone={backbone}", f"--clip={tiny_clip_folder}", f"--store={store}", f"--memory={memory}", *QUICK]
     assert main(["personalize", str(photos), "--class-noun=dog", f"--out={out}", *more]) == 0
     losses = [json.loads(row) for row in (out / "losses.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["subject"]) for row in losses)

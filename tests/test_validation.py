@@ -10,7 +10,7 @@ from bat_ui.project import Run, silent
 from bat_ui.samples import steps_with_samples
 from bat_ui.settings import ValidationSettings
 from bat_ui.subject import Subject
-from bat_ui.validation import Validation, validation_prompts
+from bat_ui.validation import Validation
 
 
 def subject_of(count: int) -> Subject:
@@ -24,7 +24,7 @@ def subject_of(count: int) -> Subject:
     [("", ["a", "b"]), ("x | y", ["x", "y"]), ("x\n\n y \nx", ["x", "y"]), (" | ", ["a", "b"])],
 )
 def test_prompts_are_those_given_else_the_first_captions_each_once(given, prompts):
-    assert validation_prompts(ValidationSettings(given), ["a", "b", "a", "c"]) == prompts
+    assert ValidationSettings(given).prompts(["a", "b", "a", "c"]) == prompts
 
 
 def test_the_metrics_are_their_definitions_written_out(backbone, tmp_path):

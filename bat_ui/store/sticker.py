@@ -1,7 +1,7 @@
 """The store of the built-in backbone: every sticker that it was trained on, built on the user's machine.
 
 In: the installed packages that the pictures come from and the backbone's CLIP model.  Out: a `Store` in the user's
-data folder, built at the first start and again whenever the pictures, their captions or the CLIP weights have changed.
+data folder, built at the first search and again whenever the pictures, their captions or the CLIP weights have changed.
 Left out on purpose: the held-out families, which the backbone never saw.
 """
 

@@ -19,7 +19,7 @@ from bat_ui.errors import UserError
 from bat_ui.pictures import SUFFIXES
 from bat_ui.subject import template_of
 from bat_ui.web.parts import TELL_WHICH_PICTURE, Updates, alert, answering, hint, html, message_box, refusing, required
-from bat_ui.web.step import Shared
+from bat_ui.web.step import Model, Shared
 
 PIXELS = 96  # of a small card's picture
 OWN_LABEL = (
@@ -76,13 +76,13 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
         )
 
     def look(project_id: str, said: str) -> Updates:
-        rows = _search(project_id, said, shared.backbone)
+        rows = _search(project_id, said, shared.model)
         listed = [{"id": f.id, "caption": f.caption, "picture": data_uri(f.picture)} for f in rows]
         return {found: listed, results: _cards(project_id, listed)}
 
     def add(project_id: str, *rest, event: gr.EventData) -> Updates:
         *known, listed = rest
-        return {**revised(project_id, *known, _adder(project_id, event.id, shared.backbone)), **_shown(project_id, listed)}
+        return {**revised(project_id, *known, _adder(project_id, event.id, shared.model)), **_shown(project_id, listed)}
 
     def _shown(project_id: str, listed: list[dict]) -> Updates:
         return {results: _cards(project_id, listed)}
@@ -92,14 +92,14 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
     ) -> Updates:
         """Add uploaded pictures of the user's own, all called `caption`, to what is trained on beside the subject."""
         problems: list[str] = []
-        adder = _own_adder(project_id, pictures or [], caption, shared.backbone, problems)
+        adder = _own_adder(project_id, pictures or [], caption, shared.model, problems)
         updates = revised(project_id, known, count, compare_with, adder)
         return {**updates, files: None, message: alert(*problems)}
 
     def search_pictures(project: str, words: str) -> list[dict]:
         """The pictures of the project's store that suit some words best: id, caption, CLIP similarity."""
         with refusing():
-            rows = _search(project, words, shared.backbone)
+            rows = _search(project, words, shared.model)
         return [{"id": f.id, "caption": f.caption, "similarity": round(f.similarity, 4)} for f in rows]
 
     def add_picture(project: str, picture: str) -> list[str]:
@@ -107,7 +107,7 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
         from bat_ui.choice import Choice
 
         with refusing():
-            revised(project, [], 0, "", _adder(project, picture, shared.backbone))
+            revised(project, [], 0, "", _adder(project, picture, shared.model))
             return [c.id for c in Choice.load(required(project).choice).chosen]
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
@@ -131,35 +131,35 @@ def _clicked(message: gr.HTML, handler: Callable[..., Updates]) -> Callable[...,
     return clicked
 
 
-def _search(project_id: str, words: str, backbone: str) -> list:
+def _search(project_id: str, words: str, model: Model) -> list:
     from bat_ui import additions
     from bat_ui.backbones import clip_of
     from bat_ui.choice import Choice
 
     choice = Choice.load(required(project_id).choice)
-    clip = additions.clip_model(clip_of(backbone))
-    return additions.search_store(additions.store_of(choice), clip, words, template=template_of(backbone))
+    clip = additions.clip_model(model.clip or clip_of(model.backbone))
+    return additions.search_store(additions.store_of(choice), clip, words, template=template_of(model.backbone))
 
 
-def _adder(project_id: str, picture: str, backbone: str) -> Callable:
+def _adder(project_id: str, picture: str, model: Model) -> Callable:
     from bat_ui import additions
     from bat_ui.backbones import clip_of
 
     def add(choice, _sketches):
-        clip = additions.clip_model(clip_of(backbone))
+        clip = additions.clip_model(model.clip or clip_of(model.backbone))
         return additions.add_from_store(required(project_id), choice, additions.store_of(choice), clip, picture)
 
     return add
 
 
-def _own_adder(project_id: str, files: list[str], caption: str, backbone: str, problems: list[str]) -> Callable:
+def _own_adder(project_id: str, files: list[str], caption: str, model: Model, problems: list[str]) -> Callable:
     from bat_ui import additions
     from bat_ui.backbones import clip_of
 
     def add(choice, _sketches):
         if not files:
             raise UserError("There is no picture: choose some of your own.")
-        clip = additions.clip_model(clip_of(backbone))
+        clip = additions.clip_model(model.clip or clip_of(model.backbone))
         after, said = additions.add_own(required(project_id), choice, clip, [Path(file) for file in files], caption)
         problems.extend(said)
         return after

@@ -60,7 +60,7 @@ _revising = threading.Lock()  # a selection is read, revised and written by one 
 
 def build_backbone_step(shared: Shared) -> Step:
     """Lay out the step and wire its events."""
-    id = shared.project
+    id, model = shared.project, shared.model
     html(
         "<h2>Pictures that help</h2><p>A model that learns from a few pictures alone forgets the rest. Some of the pictures "
         "that it was first trained on, shown again beside yours, keep it from that, if they are the right ones.</p>"
@@ -149,7 +149,7 @@ def build_backbone_step(shared: Shared) -> Step:
 
     def show(project: Project | None) -> Updates:
         updates = {**follow(project, [], AT_ONCE, ""), limit: AT_ONCE, versus: "", message: ""}
-        return {**shown(project, SelectionSettings, widgets), **updates}
+        return {**shown(project, SelectionSettings, widgets, model.photos), **updates}
 
     def draw_again(project_id: str, known: list, count: int, rule: str) -> Updates:
         return follow(opened(project_id), known, count, rule)
@@ -164,9 +164,11 @@ def build_backbone_step(shared: Shared) -> Step:
         if not project.subject_marker.is_file():
             raise UserError("Finish step 1 first: press “Use these pictures” there.")
         settings = settings_from(SelectionSettings, values)
-        settings = replace(settings, store=chosen_store(settings.store))
-        parts = [project.remembered(TrainingSettings), settings]
-        queue.add(project, "select", [f"--backbone={shared.backbone}", *queue.options(parts)])
+        settings = replace(settings, store=chosen_store(settings.store, model))
+        if model.photos and not settings.store and settings.rule != "none":
+            raise UserError("This model comes without pictures: choose a store, or bring one in, at “Where to look”.")
+        parts = [project.remembered(TrainingSettings, model.photos), settings]
+        queue.add(project, "select", [*model.options, *queue.options(parts)])
         project.remember(settings)
         return {**follow(project, [], AT_ONCE, ""), limit: AT_ONCE, versus: ""}
 

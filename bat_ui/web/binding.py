@@ -15,18 +15,19 @@ from gradio.components import Component
 
 from bat_ui.errors import UserError
 from bat_ui.project import Run
+from bat_ui.settings import defaults
 
 Settings = TypeVar("Settings")
 Widgets = dict[str, Component]
 
 
-def bound(kind: type, widgets: Widgets) -> Widgets:
-    """`widgets`, after a check that they name each field of `kind` once and start at its defaults."""
+def bound(kind: type, widgets: Widgets, photos: bool = False) -> Widgets:
+    """`widgets`, after a check that they name each field of `kind` once, at the defaults for stickers or for photos."""
     names = {field.name for field in fields(kind)}
     if names != set(widgets):
         raise ValueError(f"widgets and fields of {kind.__name__} differ: {sorted(names ^ set(widgets))}")
-    for field in fields(kind):
-        widgets[field.name].value = _shown(field.default)
+    for name, value in asdict(defaults(kind, photos)).items():
+        widgets[name].value = _shown(value)
     return widgets
 
 
@@ -38,12 +39,10 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     return kind(**{field.name: _value(field, values[field.name]) for field in fields(kind)})
 
 
-def shown(project: Run | None, kind: type, widgets: Widgets) -> dict[Component, Any]:
-    """Updates that make the widgets show the settings of a project or run."""
-    return {
-        widgets[name]: gr.update(value=_shown(v))
-        for name, v in asdict(project.remembered(kind) if project else kind()).items()
-    }
+def shown(project: Run | None, kind: type, widgets: Widgets, photos: bool = False) -> dict[Component, Any]:
+    """Updates that make the widgets show the settings of a project or run, else the defaults for stickers or for photos."""
+    settings = project.remembered(kind, photos) if project else defaults(kind, photos)
+    return {widgets[name]: gr.update(value=_shown(value)) for name, value in asdict(settings).items()}
 
 
 def _shown(value: Any) -> Any:

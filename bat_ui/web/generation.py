@@ -72,6 +72,7 @@ def build_generation_step(shared: Shared) -> Step:
                         label="Seed", info="Of the first sample.", minimum=0, precision=0, elem_id="sample-seed"
                     ),
                 },
+                shared.model.photos,
             )
     with gr.Row():
         draw = gr.Button("Draw samples", variant="primary", elem_id="draw")
@@ -109,7 +110,7 @@ def build_generation_step(shared: Shared) -> Step:
         }
 
     def show(project: Project | None) -> Updates:
-        settings = shown(project, GenerationSettings, widgets)
+        settings = shown(project, GenerationSettings, widgets, shared.model.photos)
         return {**settings, **follow(project, None), prompt: _first_prompt(project), message: ""}
 
     def draw_again(project_id: str, wanted: str | None) -> Updates:
@@ -142,7 +143,7 @@ def build_generation_step(shared: Shared) -> Step:
         if len(lines) > settings.num_images:
             raise UserError(f"{len(lines)} prompts need at least as many samples: raise the number of samples.")
         asked = [f"--prompt={line}" for line in lines]
-        queue.add(run, "generate", [f"--backbone={shared.backbone}", *queue.options([settings]), *asked])
+        queue.add(run, "generate", [*shared.model.options, *queue.options([settings]), *asked])
         project.remember(settings)
         return follow(project, run.folder.name)
 

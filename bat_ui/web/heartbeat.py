@@ -126,7 +126,7 @@ class Heartbeat:
         has: for each mirror the mark of the texts that the page has, "" for none, None where they are out of sight; no texts
         come (None) where they are that, or still the same.  Raises ValueError for other questions.
         """
-        if not isinstance(about, list) or not all(value is None or isinstance(value, str) for value in about):
+        if not isinstance(about, list) or not all(value is None or isinstance(value, str | int | float) for value in about):
             raise ValueError("words are asked about")
         if not isinstance(has, list) or len(has) != len(self._mirrors):
             raise ValueError("each mirror's mark is wanted")

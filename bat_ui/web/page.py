@@ -22,7 +22,7 @@ from bat_ui.web.generation import build_generation_step
 from bat_ui.web.heartbeat import Heartbeat
 from bat_ui.web.parts import Updates, html, opened
 from bat_ui.web.projects import build_sidebar
-from bat_ui.web.step import Shared
+from bat_ui.web.step import Model, Shared
 from bat_ui.web.subject import build_subject_step
 from bat_ui.web.theme import PROJECT_IN_ADDRESS
 from bat_ui.web.training import build_training_step
@@ -32,8 +32,8 @@ PROMISE = "Teach an image model your cat, your face or your mug from a few pictu
 DAY = 24 * 3600
 
 
-def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
-    """The page for a backbone, given by name or as a folder, and the route by which it looks for changes."""
+def build_page(model: Model) -> tuple[gr.Blocks, Route]:
+    """The page for a backbone, and the route by which it looks for changes."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(DAY, DAY)) as page:
         project = gr.Textbox("", visible=False, label="project", elem_id="project")
         last = gr.BrowserState("", storage_key="bat-ui-project", secret="bat-ui")
@@ -41,7 +41,7 @@ def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
         html(f"<h1>{TITLE}</h1><p>{PROMISE}</p>", elem_id="header")
         hardware = html("", elem_id="hardware")
         with gr.Tabs(selected=1, elem_id="steps") as tabs:
-            shared = Shared(project, tabs, heartbeat, backbone)
+            shared = Shared(project, tabs, heartbeat, model)
             builders = (build_subject_step, build_backbone_step, build_training_step, build_generation_step)
             builders += (build_comparison_step,)
             steps = []
@@ -69,7 +69,7 @@ def build_page(backbone: str) -> tuple[gr.Blocks, Route]:
 
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         filled = page.load(open_page, last, [project, tabs, *everything], **quiet)
-        filled.then(lambda: _hardware(backbone), None, hardware, **quiet)
+        filled.then(lambda: _hardware(model), None, hardware, **quiet)
         wide = gr.Checkbox(visible=False)  # a sidebar is open where there is room for it beside the steps
         page.load(lambda wide: gr.Sidebar(open=wide), wide, sidebar.panel, js="() => window.innerWidth > 1100", **quiet)
         for event in sidebar.reopening:
@@ -107,9 +107,10 @@ def _furthest(project: Project | None) -> int:
     return 2 if project.subject_marker.is_file() else 1
 
 
-def _hardware(backbone: str) -> str:
+def _hardware(model: Model) -> str:
     from bat_ui.hardware import best_device, describe_hardware  # here, since torch takes seconds to import
 
-    model = "stickers of 64 × 64 pixels, built in" if backbone == "sticker" else Path(backbone).name
-    pace = "" if best_device().type == "cuda" else " No GPU is needed: stickers train in minutes."
-    return f"<p>Backbone: {escape(model)}. Hardware: {escape(describe_hardware())}.{pace}</p>"
+    name = "stickers of 64 × 64 pixels, built in" if model.backbone == "sticker" else Path(model.backbone).name
+    slow = "Without a GPU photographs train for hours." if model.photos else "No GPU is needed: stickers train in minutes."
+    pace = "" if best_device().type == "cuda" else f" {slow}"
+    return f"<p>Backbone: {escape(name)}. Hardware: {escape(describe_hardware())}.{pace}</p>"

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import gradio as gr
 from gradio.components import Component
 
 from bat_ui.project import Project
+from bat_ui.subject import draws_stickers
 from bat_ui.web.heartbeat import Heartbeat
 from bat_ui.web.parts import Updates
 
 
 @dataclass(frozen=True)
+class Model:
+    """The backbone that workers load, in the command line's words: `clip` and `prediction` None where they are its own."""
+
+    backbone: str = "sticker"
+    clip: str | None = None
+    prediction: str | None = None
+    memory: str = "auto"
+
+    @property
+    def options(self) -> list[str]:
+        """What a worker's command line says of it."""
+        given = asdict(self).items()
+        return [f"--{name}={value}" for name, value in given if value and value != "auto"]
+
+    @property
+    def photos(self) -> bool:
+        """Whether it draws photographs, and so has other defaults and no store of its own."""
+        return not draws_stickers(self.backbone)
+
+
+@dataclass(frozen=True)
 class Shared:
-    """`project` holds the open project's id, "" for none; `heartbeat` tells steps of changes on disk; `backbone` is the
-    name or folder that workers load."""
+    """`project` holds the open project's id, "" for none; `heartbeat` tells steps of changes on disk."""
 
     project: gr.Textbox
     tabs: gr.Tabs
     heartbeat: Heartbeat
-    backbone: str
+    model: Model
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from bat_ui.web.parts import (
     alert,
     answering,
     fingerprint,
+    hint,
     html,
     message_box,
     note,
@@ -36,7 +37,7 @@ from bat_ui.web.parts import (
     stop_button,
     stop_verb,
 )
-from bat_ui.web.step import Shared
+from bat_ui.web.step import Model, Shared
 
 TELL_WHICH = """element.addEventListener('click', (event) => {
     const card = event.target.closest('[data-store]');
@@ -56,7 +57,7 @@ class Stores:
 
 def build_stores(shared: Shared) -> Stores:
     """Lay out the list and the form and wire their events."""
-    id = shared.project
+    id, model, photos = shared.project, shared.model, shared.model.photos
     chosen = gr.Textbox("", visible=False, label="store")
     with gr.Accordion("Where to look", open=False, elem_id="stores") as panel:
         stores = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="store-list")
@@ -94,8 +95,8 @@ def build_stores(shared: Shared) -> Stores:
     def follow(project: Project | None, store: str) -> Updates:
         status = queue.status(project, "ingest")
         return {
-            panel: gr.update(label=f"Where to look: {_title(store)}"),
-            stores: _list(store),
+            panel: gr.update(label=f"Where to look: {_title(store, photos)}"),
+            stores: _list(store, photos),
             progress: _progress(status),
             stop: stop_button(status),
             listed: True,
@@ -103,7 +104,7 @@ def build_stores(shared: Shared) -> Stores:
 
     def show(project: Project | None) -> Updates:
         store = project.remembered(SelectionSettings).store if project else ""
-        return {panel: gr.update(label=f"Where to look: {_title(store)}"), stores: "", progress: "", listed: False}
+        return {panel: gr.update(label=f"Where to look: {_title(store, photos)}"), stores: "", progress: "", listed: False}
 
     def draw_again(project_id: str, store: str, listed: bool) -> Updates:
         project = opened(project_id)
@@ -113,7 +114,7 @@ def build_stores(shared: Shared) -> Stores:
         return follow(opened(project_id), store)
 
     def choose(project_id: str, event: gr.EventData) -> Updates:
-        store = chosen_store(event.store)
+        store = chosen_store(event.store, model)
         return {chosen: store, **follow(opened(project_id), store)}
 
     def ingest_zip(project_id: str, file: str | None, name: str, licence: str, proxy: bool, store: str = "") -> Updates:
@@ -124,13 +125,13 @@ def build_stores(shared: Shared) -> Stores:
         if not file:
             return {}
         project, place = opened(project_id) or registry.make(), _name(name)
-        _queue(project, shared.backbone, str(keep_upload(Path(file))), place, name, licence, proxy, Path(file).stem)
+        _queue(project, model, str(keep_upload(Path(file))), place, name, licence, proxy, Path(file).stem)
         return {**follow(project, store), archive: None, id: project.folder.name}
 
     def ingest_folder(project_id: str, asked: str, name: str, licence: str, proxy: bool, store: str) -> Updates:
         project = opened(project_id) or registry.make()
         source = _allowed(asked)
-        _queue(project, shared.backbone, str(source), _name(name), name, licence, proxy, source.name)
+        _queue(project, model, str(source), _name(name), name, licence, proxy, source.name)
         return {**follow(project, store), id: project.folder.name}
 
     def halt(project_id: str) -> Updates:
@@ -142,8 +143,12 @@ def build_stores(shared: Shared) -> Stores:
         """Make a store of a folder below the server's allowed one, as a job of a project; returns the store's name."""
         with refusing():
             source, place = _allowed(folder), _name(name)
-            _queue(required(project), shared.backbone, str(source), place, name, licence, proxy, source.name)
+            _queue(required(project), model, str(source), place, name, licence, proxy, source.name)
         return place
+
+    def list_stores() -> list[dict]:
+        """The stores that can be searched: name, title, size, source, licence, whether it is a proxy."""
+        return [{key: value for key, value in row.items() if key != "samples"} for row in _stores(photos)]
 
     def ingest_status(project: str) -> dict:
         """How the last bringing in of pictures of a project stands: state, message, how many are done."""
@@ -164,22 +169,19 @@ def build_stores(shared: Shared) -> Stores:
     return Stores(chosen, show, [panel, stores, progress, listed])
 
 
-def chosen_store(name: str) -> str:
+def chosen_store(name: str, model: Model) -> str:
     """The name of a store that is listed, "" for the backbone's own.  Raises UserError for any other name or place."""
-    if name and name not in {listed["name"] for listed in _stores()}:
+    if name and name not in {listed["name"] for listed in _stores(model.photos)}:
         raise UserError("There is no such store: choose one from the list.")
     return name
 
 
-def list_stores() -> list[dict]:
-    """The stores that can be searched: name, title, size, source, licence, whether it is a proxy."""
-    return [{key: value for key, value in row.items() if key != "samples"} for row in _stores()]
-
-
-def _stores() -> list[dict]:
+def _stores(photos: bool) -> list[dict]:
+    """What is listed; stickers, which the built-in backbone was trained on, are of no use to one for photos."""
     folder = data_folder() / "stores"
     markers = sorted(folder.glob("*/store.json"))
-    return list(_read(tuple((str(path), path.stat().st_mtime_ns) for path in markers)))
+    rows = _read(tuple((str(path), path.stat().st_mtime_ns) for path in markers))
+    return [row for row in rows if row["name"] or not photos]
 
 
 @lru_cache(maxsize=2)
@@ -198,15 +200,17 @@ def _read(_changed: tuple) -> tuple[dict, ...]:
     return tuple(rows)
 
 
-def _title(store: str) -> str:
+def _title(store: str, photos: bool) -> str:
     if not store:
-        return OWN_TITLE.lower()
-    return next((f"“{row['title']}”" for row in _stores() if row["name"] == store), "a store that is gone")
+        return "choose a store" if photos else OWN_TITLE.lower()
+    return next((f"“{row['title']}”" for row in _stores(photos) if row["name"] == store), "a store that is gone")
 
 
-def _list(chosen: str) -> str:
-    rows = _stores()
-    if not any(row["name"] == "" for row in rows):
+def _list(chosen: str, photos: bool) -> str:
+    rows = _stores(photos)
+    if photos and not rows:
+        return hint("There is no store yet. Bring in pictures that the model was trained on, or ones like them.")
+    if not photos and not any(row["name"] == "" for row in rows):
         rows.insert(0, {"name": "", "title": OWN_TITLE, "samples": [], "proxy": False})
     return f'<div class="stores" role="group" aria-label="Stores">{"".join(_card(row, chosen) for row in rows)}</div>'
 
@@ -251,14 +255,15 @@ def _seen(project_id: str, store: str) -> str:
 
 
 def _queue(
-    project: Project, backbone: str, source: str, place: str, title: str, licence: str, proxy: bool, called: str
+    project: Project, model: Model, source: str, place: str, title: str, licence: str, proxy: bool, called: str
 ) -> None:
     from bat_ui.subject import plain_name
 
     licence = " ".join(licence.split())[:200]
-    options = [f"--backbone={backbone}", f"--store={place}", f"--title={' '.join(title.split())[:80]}"]
-    options += [f"--name={plain_name(called)}", *([f"--licence={licence}"] if licence else []), *(["--proxy"] * proxy)]
-    queue.add(project, "ingest", [*options, "--", source])
+    given = {"backbone": model.backbone, "clip": model.clip, "store": place, "title": " ".join(title.split())[:80]}
+    given |= {"name": plain_name(called), "licence": licence}
+    options = [f"--{name}={value}" for name, value in given.items() if value]
+    queue.add(project, "ingest", [*options, *(["--proxy"] * proxy), "--", source])
 
 
 def _name(title: str) -> str:

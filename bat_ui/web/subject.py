@@ -35,7 +35,7 @@ NO_PICTURE = "There is no picture of the subject: choose 3 to 10."
 
 def build_subject_step(shared: Shared) -> Step:
     """Lay out the step and wire its events."""
-    id, template, square = shared.project, template_of(shared.backbone), draws_stickers(shared.backbone)
+    id, template, square = shared.project, template_of(shared.model.backbone), not shared.model.photos
     html(
         "<h2>Who or what is it?</h2><p>Three to ten pictures of one subject, as different from one another as you have.</p>"
     )
@@ -124,7 +124,7 @@ def build_subject_step(shared: Shared) -> Step:
     def show(project: Project | None) -> Updates:
         draft = drafts.Draft.load(project)
         cutting = drafts.wants_cut_out(draft)
-        said = _warnings(project, draft, shared.backbone) if draft.pictures else []
+        said = _warnings(project, draft, shared.model.backbone) if draft.pictures else []
         pictures = "/".join(p.name + p.crop for p in draft.pictures)
         key = f"{project.folder.name if project else ''}|{cutting}|{pictures}"
         return {
@@ -169,7 +169,7 @@ def build_subject_step(shared: Shared) -> Step:
     def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, wording: str, *captions: str) -> Updates:
         project = required(project_id, NO_PICTURE)
         drafts.change(project, template=wording.strip())
-        _prepare(project, shared.backbone, class_noun, word, wished, captions)
+        _prepare(project, shared.model.backbone, class_noun, word, wished, captions)
         return {**show(project), shared.tabs: gr.Tabs(selected=2)}
 
     def use_pictures_endpoint(
@@ -184,7 +184,7 @@ def build_subject_step(shared: Shared) -> Step:
         makes the captions of those without, {identifier} and {class_noun} in it are filled in."""
         with refusing():
             drafts.change(required(project, NO_PICTURE), template=template.strip())
-            _prepare(required(project, NO_PICTURE), shared.backbone, class_noun, identifier, cut_out, captions or ())
+            _prepare(required(project, NO_PICTURE), shared.model.backbone, class_noun, identifier, cut_out, captions or ())
         return project
 
     def crop_picture(project: str, picture: str, part: str) -> str:

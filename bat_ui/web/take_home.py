@@ -34,7 +34,7 @@ from bat_ui.web.parts import (
     stop_button,
     stop_verb,
 )
-from bat_ui.web.step import Shared, Step
+from bat_ui.web.step import Model, Shared, Step
 
 FORMATS = {
     "diffusers": "LoRA for diffusers, with model card",
@@ -89,7 +89,7 @@ def build_take_home(shared: Shared, chosen: gr.Dropdown) -> Step:
         run = _run(project, wanted)
         if run is None:
             raise UserError("There is nothing to take home yet: train your subject in step 3 first.")
-        _prepare(run, format, shared.backbone)
+        _prepare(run, format, shared.model)
         return follow(project, run.folder.name, format)
 
     def halt(project_id: str, wanted: str | None, format: str) -> Updates:
@@ -103,7 +103,7 @@ def build_take_home(shared: Shared, chosen: gr.Dropdown) -> Step:
         """Put the writing of a zip into the queue: the LoRA as diffusers or kohya, the training set as kohya-dataset,
         custom-diffusion or imagefolder; returns what `download_status` says."""
         with refusing():
-            _prepare(registry.find(project).run(run), format, shared.backbone)
+            _prepare(registry.find(project).run(run), format, shared.model)
         return download_status(project, run, format)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
@@ -137,12 +137,12 @@ def _check(format: str) -> None:
         raise UserError(f"There is no such format: choose one of {', '.join(EXPORTS)}.")
 
 
-def _prepare(run: Run, format: str, backbone: str) -> None:
+def _prepare(run: Run, format: str, model: Model) -> None:
     _check(format)
     if format in ADAPTERS and run.adapter is None:
         raise UserError("This run has no adapter yet: let it come to its end, or use one of its checkpoints first.")
     folder = run.exports / format
-    queue.add(run, "export", [f"--format={format}", f"--to={folder}", "--zip", f"--backbone={backbone}"])
+    queue.add(run, "export", [f"--format={format}", f"--to={folder}", "--zip", *model.options])
 
 
 def _run(project: Project | None, wanted: str | None) -> Run | None:

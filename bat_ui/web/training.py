@@ -6,14 +6,18 @@ In: a project with subject and selection.  Out: runs in it, by workers that go o
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from bat_ui import queue, registry
 from bat_ui.errors import UserError
+from bat_ui.estimate import estimate
 from bat_ui.files import read_json, read_json_lines
+from bat_ui.presets import MEMORY
 from bat_ui.project import Project, Run
 from bat_ui.settings import SCHEDULES, TrainingSettings, ValidationSettings
 from bat_ui.web.binding import bound, settings_from, shown
@@ -38,10 +42,11 @@ from bat_ui.web.parts import (
     stop_button,
     stop_verb,
 )
-from bat_ui.web.step import Shared, Step
+from bat_ui.web.step import Model, Shared, Step
 from bat_ui.web.words import run_name, run_words, saved_step
 
 MOST_POINTS = 400  # of a loss curve
+COSTLY = ("steps", "batch_size", "checkpoint_every", "validation_images", "validation_steps")  # what takes time
 METRICS = {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "diversity": "diversity", "pres": "PRES"}
 TELL_WHICH = """element.addEventListener('click', (event) => {
     const entry = event.target.closest('[data-run]');
@@ -51,7 +56,7 @@ TELL_WHICH = """element.addEventListener('click', (event) => {
 
 def build_training_step(shared: Shared) -> Step:
     """Lay out the step and wire its events."""
-    id = shared.project
+    id, model = shared.project, shared.model
     html("<h2>Train</h2><p>The model learns your subject. You may close this page meanwhile: training goes on.</p>")
     with gr.Row():
         steps = gr.Slider(
@@ -85,7 +90,13 @@ def build_training_step(shared: Shared) -> Step:
                     "seed": gr.Number(label="Seed", info="Of everything random.", minimum=0, precision=0),
                     "text_encoder": gr.Checkbox(label="Text encoder", info="Let it learn, too."),
                 },
+                model.photos,
             )
+            memory = gr.Dropdown(
+                [("all there is", "auto"), *((f"{size} GB", size) for size in MEMORY if size.isdigit())],
+                value=model.memory, label="Graphics memory", info="To get by with.", visible=model.photos,
+                elem_id="memory",
+            )  # fmt: skip
         with gr.Row():
             validation = bound(
                 ValidationSettings,
@@ -104,8 +115,10 @@ def build_training_step(shared: Shared) -> Step:
                         label="Denoising steps", info="Few: only checkpoints are compared.", minimum=1, precision=0
                     ),
                 },
+                model.photos,
             )
     widgets = {**training, **validation}
+    expected = html("", elem_id="estimate")
     begin = gr.Button("Start training", variant="primary", elem_id="start")
     message = message_box("training-message")
     runs = gr.HTML("", js_on_load=TELL_WHICH, apply_default_css=False, elem_id="runs")
@@ -145,8 +158,8 @@ def build_training_step(shared: Shared) -> Step:
         }
 
     def show(project: Project | None) -> Updates:
-        settings = {**shown(project, TrainingSettings, training), **shown(project, ValidationSettings, validation)}
-        return {**settings, **follow(project, ""), message: ""}
+        updates = {**shown(project, TrainingSettings, training, model.photos), **follow(project, ""), message: ""}
+        return updates | shown(project, ValidationSettings, validation, model.photos) | {expected: ""}
 
     def draw_again(project_id: str, wanted: str) -> Updates:
         updates = follow(opened(project_id), wanted)
@@ -162,27 +175,31 @@ def build_training_step(shared: Shared) -> Step:
     def look_at(project_id: str, event: gr.EventData) -> Updates:
         return follow(required(project_id), event.run)
 
-    def start(project_id: str, **values) -> Updates:
-        """Train an adapter on the subject and the chosen backbone pictures, as a new run in the queue; see `run_status`."""
+    def expect(project_id: str, *values) -> list[str]:
+        return [_expected(opened(project_id), dict(zip(COSTLY, values)), model.photos)]
+
+    def start(project_id: str, memory: str, **values) -> Updates:
+        """Train an adapter on the subject and the chosen backbone pictures, as a new run in the queue; see `run_status`.
+        `memory` is the graphics memory to get by with in gigabytes, or auto."""
         project = required(project_id)
         settings = settings_from(TrainingSettings, values), settings_from(ValidationSettings, values)
         run = project.new_run(*settings)
         try:
-            queue.add(run, "train", [f"--backbone={shared.backbone}", *queue.options(settings)])
+            queue.add(run, "train", [*_within(model, memory), *queue.options(settings)])
         except BaseException:
             shutil.rmtree(run.folder, ignore_errors=True)
             raise
         project.remember(*settings)
         return follow(project, run.folder.name)
 
-    def go_on_training(project_id: str, wanted: str) -> Updates:
+    def go_on_training(project_id: str, wanted: str, memory: str) -> Updates:
         """Go on with a stopped or failed run, the latest if `wanted` names none, from its last checkpoint."""
         project = required(project_id)
         run = _required_run(project, wanted)
         if queue.status(run, "train")["state"] == "done":
             raise UserError("This run is trained to its end: train again for another one.")
         settings = [run.remembered(kind) for kind in (TrainingSettings, ValidationSettings)]
-        queue.add(run, "train", [f"--backbone={shared.backbone}", "--resume", *queue.options(settings)])
+        queue.add(run, "train", [*_within(model, memory), "--resume", *queue.options(settings)])
         return follow(project, run.folder.name)
 
     def halt(project_id: str, wanted: str) -> Updates:
@@ -203,15 +220,16 @@ def build_training_step(shared: Shared) -> Step:
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
     shared.heartbeat.mirror(draw, [id, chosen], moving)
-    begin.click(answering(message, start), id, [message, *own], inputs_kwargs=widgets, api_name="train")
+    shared.heartbeat.mirror(expect, [id, *(widgets[name] for name in COSTLY)], [expected])
+    begin.click(answering(message, start), [id, memory], [message, *own], inputs_kwargs=widgets, api_name="train")
     runs.click(answering(message, look_at), id, [message, *own], **private)
     stop.click(answering(message, halt), [id, chosen], [message, *own], api_name="stop_training")
     stop_now.click(answering(message, halt_now), [id, chosen], [message, *own], api_name="stop_training_now")
-    resume.click(answering(message, go_on_training), [id, chosen], [message, *own], api_name="resume_training")
+    resume.click(answering(message, go_on_training), [id, chosen, memory], [message, *own], api_name="resume_training")
     go_on.click(lambda: gr.Tabs(selected=4), None, shared.tabs, **private)
     gr.api(list_runs, api_name="list_runs")
     gr.api(run_status, api_name="run_status")
-    return Step(show, [message, *widgets.values(), *own])
+    return Step(show, [message, expected, *widgets.values(), *own])
 
 
 def list_runs(project: str) -> list[dict]:
@@ -251,6 +269,33 @@ def seconds_left(status: dict) -> float | None:
     if status["state"] != "running" or part is None or part["done"] <= part["first"]:
         return None
     return round((part["total"] - part["done"]) * (status["updated"] - part["since"]) / (part["done"] - part["first"]), 1)
+
+
+def _within(model: Model, memory: str) -> list[str]:
+    """What a worker is told of the model.  Raises UserError for a memory that is none of MEMORY."""
+    if memory not in MEMORY:
+        raise UserError(f"There is no such graphics memory: choose one of {', '.join(MEMORY)}.")
+    return replace(model, memory=memory).options
+
+
+def _expected(project: Project | None, values: dict[str, Any], photos: bool) -> str:
+    """How long a training with these values would take and how much memory, as far as was measured."""
+    if project is None or not project.subject_marker.is_file():
+        return ""
+    try:
+        training, validation = (
+            replace(project.remembered(kind, photos), **{k: int(v) for k, v in values.items() if hasattr(kind, k)})
+            for kind in (TrainingSettings, ValidationSettings)
+        )
+        found = estimate(project, training, validation)
+    except (TypeError, ValueError, ArithmeticError):  # a dial is empty, or somebody else asked
+        return ""
+    if found is None:
+        return "<p class='facts'>How long it takes shows after the search of step 2, or after a first run.</p>"
+    minutes = max(round(found.seconds / 60), 1)
+    time = f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    facts = " and ".join(filter(None, (f"about {time} on this machine", _memory({"memory": found.memory}))))
+    return f"<p class='facts'>Takes {facts}, as measured in {found.measured}.</p>"
 
 
 def _run(project: Project | None, id: str) -> Run | None:

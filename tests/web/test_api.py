@@ -9,6 +9,7 @@ import pytest
 
 from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
 from bat_ui.web.page import build_page
+from bat_ui.web.step import Model
 
 # All that is public, by step of the page.  What is missing here was made public by accident, or belongs into this list.
 PUBLIC = {
@@ -28,7 +29,7 @@ PUBLIC = {
 
 @pytest.fixture(scope="module")
 def page():
-    return build_page("sticker")[0]
+    return build_page(Model())[0]
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,18 @@ def test_widgets_start_at_the_settings_defaults():
     assert {name: widget.value for name, widget in widgets.items()} == defaults
 
 
+def test_a_page_for_photos_starts_at_their_settings_and_keeps_what_a_project_has(tmp_path):
+    widgets = bound(TrainingSettings, widgets_of(TrainingSettings), photos=True)
+    wanted = {"steps": 800, "rank": 8, "learning_rate": 1e-4}
+    assert {name: widgets[name].value for name in wanted} == wanted
+    project = Project(tmp_path)
+    for found in (None, project):
+        updates = shown(found, TrainingSettings, widgets, photos=True)
+        assert {name: updates[widgets[name]]["value"] for name in wanted} == wanted
+    project.remember(TrainingSettings(rank=3))
+    assert shown(project, TrainingSettings, widgets, photos=True)[widgets["rank"]]["value"] == 3
+
+
 def test_an_emptied_number_is_refused_by_name():
     with pytest.raises(UserError, match="batch size is empty"):
         settings_from(TrainingSettings, values_of(TrainingSettings()) | {"batch_size": None})

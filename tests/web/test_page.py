@@ -12,13 +12,16 @@ import pytest
 import app
 from bat_ui import queue, registry
 from bat_ui.files import write_json
+from bat_ui.options import build_parser
 from bat_ui.web.page import _furthest, build_page
+from bat_ui.web.step import Model
+from bat_ui.web.stores import _stores
 from bat_ui.web.theme import make_theme
 
 
 @pytest.fixture(scope="module")
 def page():
-    return build_page("sticker")[0]
+    return build_page(Model())[0]
 
 
 def test_analytics_are_off_and_old_uploads_are_deleted(page):
@@ -33,6 +36,27 @@ def test_the_theme_asks_for_no_font_from_anywhere():
 def test_the_command_line_says_its_options_and_listens_to_this_machine_only():
     said = subprocess.run([sys.executable, "app.py", "--help"], capture_output=True, text=True, check=True).stdout
     assert all(option in said for option in ("--port", "--host", "--data", "--backbone")) and "this machine only" in said
+
+
+def test_a_backbone_that_cannot_be_had_is_told_before_the_page_is_served():
+    asked = [sys.executable, "app.py", "--backbone", "no such model"]
+    said = subprocess.run(asked, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert said.returncode == 2 and 'There is no backbone called "no such model"' in said.stderr
+
+
+def test_workers_are_told_all_that_the_page_was_told_of_the_model():
+    model = Model("/models/own", clip="/models/clip", prediction="v_prediction", memory="12")
+    args = build_parser().parse_args(["select", "pictures", *model.options])
+    assert Model(args.backbone, args.clip, args.prediction, args.memory) == model
+    assert Model().options == ["--backbone=sticker"]
+
+
+def test_a_page_for_photos_has_their_dials_and_lists_no_stickers():
+    page = build_page(Model("sd15", memory="12"))[0]
+    shown = {block.elem_id: block for block in page.blocks.values() if getattr(block, "elem_id", None)}
+    assert (shown["steps-dial"].value, shown["rank"].value, shown["guidance"].value) == (800, 8, 7.0)
+    assert shown["memory"].visible and shown["memory"].value == "12"
+    assert not any(row["name"] == "" for row in _stores(photos=True))
 
 
 @pytest.mark.parametrize(
