@@ -171,5 +171,11 @@ def time_left(status: Mapping[str, Any]) -> str:
     made, seconds = status["done"] - status.get("first", 0), status["updated"] - status["since"]
     if made < 1 or seconds < 2:
         return ""
-    rest = (status["total"] - status["done"]) * seconds / made
-    return f"about {max(round(rest / 5) * 5, 5)} s" if rest < 90 else f"about {round(rest / 60)} min"
+    return duration((status["total"] - status["done"]) * seconds / made)
+
+
+def duration(seconds: float) -> str:
+    """Roughly how long that is, in words."""
+    if seconds < 90:
+        return f"about {max(round(seconds / 5) * 5, 5)} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} h"

@@ -27,6 +27,7 @@ from bat_ui.web.parts import (
     address,
     alert,
     answering,
+    duration,
     fingerprint,
     hint,
     html,
@@ -292,9 +293,7 @@ def _expected(project: Project | None, values: dict[str, Any], photos: bool) -> 
         return ""
     if found is None:
         return "<p class='facts'>How long it takes shows after the search of step 2, or after a first run.</p>"
-    minutes = max(round(found.seconds / 60), 1)
-    time = f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-    facts = " and ".join(filter(None, (f"about {time} on this machine", _memory({"memory": found.memory}))))
+    facts = " and ".join(filter(None, (f"{duration(found.seconds)} on this machine", _memory({"memory": found.memory}))))
     return f"<p class='facts'>Takes {facts}, as measured in {found.measured}.</p>"
 
 
@@ -367,9 +366,7 @@ def _panel(project: Project | None, run: Run | None, status: dict) -> str:
 def _progress(status: dict, part: dict) -> str:
     """Step, time left, pace and memory of a running training, whatever it is at between two steps."""
     left = seconds_left(status)
-    left_words = (
-        "" if left is None else f"about {round(left / 60)} min left" if left >= 90 else f"about {round(left)} s left"
-    )
+    left_words = "" if left is None else f"{duration(left)} left"
     other = status["what"].lower() if status["what"] != "Training" else ""
     facts = " · ".join(filter(None, (left_words, _pace(part), _memory(status), other)))
     return (
