@@ -133,18 +133,18 @@ class Choice:
             return f"{taken}: drawn by lot."
         if self.rule == "nearest" and c.rank:
             return f"{taken}: number {c.rank:,} of those that look most like your pictures."
-        gain = "less than 0.1%" if c.gain is None or c.gain < 0.0005 else f"{c.gain:.1%}"
+        gain = c.gain or 0.0
+        way = "rise" if gain <= -0.0005 else "fall"
+        by = f"by {abs(gain):.1%}" if abs(gain) >= 0.0005 else "by less than 0.1%"
         if self.rule == "without_validity":
-            return (
-                f"{taken}: it lowers the predicted error by {gain}{'' if c.chosen else ' only'}; its kind was not asked for."
-            )
+            return f"{taken}: with it the predicted error {way}s {by}; its kind was not asked for."
         if c.verdict != "valid":
             return f"{taken}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
         if c.chosen:
             near = "near to your class, " if self.rule == "albat" else ""
-            return f"Taken: {near}its kind agrees with your subject, and the predicted error falls by {gain}."
+            return f"Taken: {near}its kind agrees with your subject, and the predicted error {way}s {by}."
         before = "nearer ones do" if self.rule == "albat" else "others do"
-        return f"Left out: its kind agrees with your subject, but {before}: the error would fall by {gain} more."
+        return f"Left out: its kind agrees with your subject, but {before}: the error would {way} {by} more."
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -105,6 +105,7 @@ def test_every_candidate_says_why_it_is_taken_or_left_out():
     assert said(ranked, verdict="valid", gain=0.123, rank=1, chosen=True).startswith("Taken") and "12.3%" in said(
         ranked, verdict="valid", gain=0.123, rank=1, chosen=True
     )
+    assert "error rises by 2.0%" in said(ranked, verdict="valid", gain=-0.02, rank=1, chosen=True)
     assert "less than 0.1% more" in said(ranked, verdict="valid", gain=1e-5, rank=70)
     assert "pulls the model away" in said(ranked, verdict="harmful", rank=3)
     assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith("Taken: its kind may disagree")

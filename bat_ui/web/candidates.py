@@ -71,7 +71,7 @@ def summary(choice: Choice) -> str:
         if error < 1:
             words += f": {weight}, and the predicted error falls to {error:.0%} of what it is without any."
         else:
-            words += f": their kinds pull away from your subject, so {weight}, just to keep it from being learned by heart."
+            words += f": the prediction sees no help in them; {weight}, to keep yours from being learned by heart."
     else:
         words += "."
     if added:

@@ -42,14 +42,14 @@ def line_chart(
     marks: Sequence[Mark] = (),
     zero: bool = True,
 ) -> str:
-    """The chart; y starts at 0 if `zero`.  Nothing for series without points."""
+    """The chart; x counts something, y starts at 0 if `zero`.  Nothing for series without points."""
     points = [p for s in series for p in s.points]
     if not points:
         return ""
     x_low, x_high = min(p[0] for p in points), max(p[0] for p in points)
     y_low, y_high = 0.0 if zero else min(p[1] for p in points), max(p[1] for p in points)
     y_ticks = _ticks(y_low, y_high, 4)
-    x_ticks = [t for t in _ticks(x_low, x_high, 5) if x_low <= t <= x_high]
+    x_ticks = [t for t in _ticks(x_low, x_high, 5, whole=True) if x_low <= t <= x_high]
     y_low, y_high = min(y_low, y_ticks[0]), max(y_high, y_ticks[-1])
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -95,11 +95,11 @@ def smoothed(values: Sequence[float], keep: float = 0.92) -> list[float]:
     return result
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from at most `low` to at least `high`."""
+def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+    """About `count` round numbers, whole ones if `whole`, from at most `low` to at least `high`."""
     span = (high - low) or abs(high) or 1.0
-    rough = span / count
+    rough = max(span / count, 1.0 if whole else 0.0)
     size = 10.0 ** floor(log10(rough))
-    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= rough * 0.999)
+    step = next(m * size for m in ((1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)) if m * size >= rough * 0.999)
     first, last = int(low // step), -int(-high // step)
     return [round(i * step, 12) for i in range(first, last + 1)]

@@ -40,6 +40,11 @@ def test_ticks_cover_the_values_in_few_equal_steps(low, high):
     assert ticks[0] <= low and ticks[-1] >= high and len(steps) <= 1 and len(ticks) <= 7
 
 
+@pytest.mark.parametrize("most", [1, 3, 12, 40, 90, 400])
+def test_what_is_counted_has_whole_ticks(most):
+    assert all(tick == int(tick) for tick in _ticks(0, most, 5, whole=True))
+
+
 def test_no_points_make_no_chart():
     assert line_chart([], x_label="x", y_label="y", description="d") == ""
 
