@@ -91,6 +91,20 @@ def test_every_candidate_says_what_is_known_of_it_and_shows_its_picture(finished
     expect(page.locator("#groups tbody tr").first).to_be_visible()
 
 
+def test_how_long_a_training_takes_is_said_before_it_starts_and_follows_the_dials(finished, page):
+    open_page(page, finished)
+    open_tab(page, 3)
+    said, seconds = page.locator("#estimate"), []
+    for steps in (2, 2000):
+        before = said.inner_text()
+        dial(page, "steps-dial", steps)
+        expect(said).not_to_have_text(before)
+        expect(said).to_contain_text(re.compile(r"Takes about .* on this machine and at most .* GB of memory"))
+        number, unit = re.search(r"about ([\d.]+) (s|min|h)\b", said.inner_text()).groups()
+        seconds.append(float(number) * {"s": 1, "min": 60, "h": 3600}[unit])
+    assert seconds[1] > 2 * seconds[0]
+
+
 def begin_long_training(address, browser, server):
     """A page, in a browser of its own, whose button for a training of 2,000 steps was clicked."""
     context, _ = watched(browser, server)
