@@ -177,19 +177,14 @@ def _checkpoint_table(rows: Sequence[dict]) -> str:
 
 def _every_subject(by_rule: dict[str, list[dict]]) -> str:
     rules = list(by_rule)
+    losses = {rule: (at_best_step(rows), at_last_step(rows)) for rule, rows in by_rule.items()}  # of finished runs
     runs = sorted({(r["style"], r["subject"], r["seed"]) for rows in by_rule.values() for r in rows})
     alone = at_last_step(by_rule.get("albat", []), "steps_alone")
     table = [["subject", "seed", "steps alone (albat)", *rules]]
-    for style, subject, seed in runs:
-        line = [
-            f"{style} {subject}",
-            str(seed),
-            f"{alone[style, subject, seed]:g}" if (style, subject, seed) in alone else "",
-        ]
-        for rule in rules:
-            run = [r for r in by_rule[rule] if (r["style"], r["subject"], r["seed"]) == (style, subject, seed)]
-            best, last = (list(at(run).values()) for at in (at_best_step, at_last_step))
-            line.append(f"{1000 * best[0]:.1f} / {1000 * last[0]:.1f}" if best else "")
+    for run in runs:
+        style, subject, seed = run
+        line = [f"{style} {subject}", str(seed), f"{alone[run]:g}" if run in alone else ""]
+        line += [f"{1000 * best[run]:.1f} / {1000 * last[run]:.1f}" if run in last else "" for best, last in losses.values()]
         table.append(line)
     return "## Every subject and seed: held-out loss x 1000, best / last step\n\n" + _markdown(table)
 

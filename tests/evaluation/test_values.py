@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from bat_ui.evaluation.report import _every_subject
 from bat_ui.evaluation.values import (
     at_best_step,
     at_last_step,
@@ -57,6 +58,12 @@ def test_best_and_last_steps_are_each_runs_own():
 def test_a_run_that_is_not_finished_counts_for_nothing():
     rows = [row("a", 0, 1, 0.5), row("a", 0, 2, 0.3), row("b", 0, 1, 0.1)]
     assert at_best_step(rows) == at_last_step(rows) == {("flat", "a", 0): 0.3}
+
+
+def test_a_run_that_is_not_finished_has_no_cell_among_the_subjects():
+    rows = [row("a", 0, 25, 0.3), row("a", 0, 400, 0.25), row("b", 0, 25, 0.4)]
+    finished, other = _every_subject({"none": rows}).splitlines()[-2:]
+    assert "250.0 / 250.0" in finished and other.split("|")[-2].strip() == ""
 
 
 def test_differences_are_taken_on_the_seeds_that_both_rules_have():
