@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from bat_ui.web.step import Model
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: nothing is told to anybody
+DAY = 24 * 3600
+SESSIONS = 200  # pages whose state is kept, nearly a megabyte each; Gradio keeps it for pages that were closed, too
 
 
 def main() -> None:
@@ -54,7 +58,7 @@ def serve(host: str, port: int, model: Model, auth: str | None = None, mcp: bool
     """Build the page and serve it; returns when the server is stopped."""
     from starlette.middleware import Middleware
 
-    from bat_ui import queue, registry
+    from bat_ui import queue
     from bat_ui.project import data_folder, projects_folder
     from bat_ui.web.guard import Guard, password_check
     from bat_ui.web.page import build_page
@@ -62,9 +66,10 @@ def serve(host: str, port: int, model: Model, auth: str | None = None, mcp: bool
 
     projects_folder().mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("GRADIO_TEMP_DIR", str(data_folder() / "uploads"))  # where Gradio keeps what browsers send
-    registry.purge()
+    _tidy(data_folder())
     queue.keep_going()
     threading.Thread(target=_warm_up, daemon=True).start()
+    threading.Thread(target=_purge_daily, daemon=True).start()
     page, heartbeat = build_page(model)
     _yield_to_training()
     page.launch(
@@ -76,6 +81,7 @@ def serve(host: str, port: int, model: Model, auth: str | None = None, mcp: bool
         app_kwargs={"middleware": [Middleware(Guard, local=not auth)], "routes": [heartbeat]},
         allowed_paths=[str(projects_folder())],  # of these, Guard lets pictures and results through
         max_file_size="50mb",
+        state_session_capacity=SESSIONS,
         mcp_server=mcp,
         share=False,
         strict_cors=True,
@@ -100,6 +106,24 @@ def _model(args: argparse.Namespace) -> Model:
 
         fetch(needed_downloads(model.backbone, model.clip), args.download)
     return model
+
+
+def _tidy(data: Path) -> None:
+    """Remove what a server that was killed left: copies half made, uploads and unpacked zips of more than a day ago."""
+    from bat_ui.files import remove_drafts
+
+    remove_drafts(data / "projects")
+    for stale in (*(data / "uploads").glob("*"), *(data / "incoming").glob("ingest-*")):
+        if stale.is_dir() and time.time() - stale.stat().st_mtime > DAY:
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _purge_daily() -> None:
+    from bat_ui import registry
+
+    while True:
+        registry.purge()
+        time.sleep(DAY)
 
 
 def _yield_to_training() -> None:

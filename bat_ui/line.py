@@ -83,6 +83,7 @@ def select(
     if settings.rule not in RULES:
         raise UserError(f'There is no rule "{settings.rule}": choose one of {", ".join(RULES)}.')
     subject = Subject.load(project.subject)
+    made = project.subject_marker.stat().st_mtime_ns
     clock = Clock()
     if settings.rule == "none":
         opened, choice = None, Choice("none", (), 0)
@@ -104,7 +105,7 @@ def select(
     project.choice_history.unlink(missing_ok=True)
     about = {key: value for key, value in choice.store.items() if key != "place"}
     report = {"settings": settings, "chosen": len(choice.chosen), "store": about, "seconds": clock.seconds}
-    report |= {"taken": counts(choice)}
+    report |= {"taken": counts(choice), "subject_made": made}
     project.add_to_report("selection", report)
     return choice
 

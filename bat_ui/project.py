@@ -8,7 +8,6 @@ The folder is the only truth about results; names and the queue are the registry
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -139,13 +138,17 @@ class Run:
 
         A run whose process is gone without a last word is reported as failed, so that nothing stays running for ever.
         """
-        try:
-            status = read_json(self.status_file(verb)) or {"verb": verb, "state": "absent"}
-        except json.JSONDecodeError:  # a disk that lost power; the work's own files say how far it came
-            status = {"verb": verb, "state": "failed", "message": "Its last status was lost: start it again to go on."}
+        status = {"verb": verb, "state": "absent"} | self.last_word(verb)
         if status["state"] == "running" and not is_alive(status.get("pid"), status.get("pid_started")):
             status |= {"state": "failed", "message": "The run ended without a word: start it again to go on."}
         return status
+
+    def last_word(self, verb: str) -> dict:
+        """What a verb's status file says; empty where there is none."""
+        try:
+            return read_json(self.status_file(verb)) or {}
+        except ValueError:  # a disk that lost power; the work's own files say how far it came
+            return {"verb": verb, "state": "failed", "message": "Its last status was lost: start it again to go on."}
 
     def add_to_report(self, part: str, values: dict) -> None:
         """Merge one stage's settings, times and losses into report.json."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bat_ui.errors import UserError, explained
-from bat_ui.files import read_json, write_json
+from bat_ui.files import write_json
 from bat_ui.hardware import devices
 from bat_ui.options import option_name
 from bat_ui.processes import find_process, is_alive, started_at
@@ -173,7 +173,10 @@ def advance() -> None:
     """One turn: put down the end of jobs whose process is gone, and start the next ones on devices that are free."""
     for job in _unsettled():
         if job.state == "running" and not _runs(job):
-            _settle(job)
+            try:
+                _settle(job)
+            except Exception:  # one that cannot be put down must not keep the others from it
+                log.exception("The end of job %d could not be put down", job.id)
     if any(job.state == "waiting" for job in _unsettled()):
         for device in (*devices(), DESK):
             job = _claim(device)
@@ -241,7 +244,7 @@ def _start(job: Job) -> None:
                 cwd=ROOT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **_visible(job.device)},
             )
-    except OSError as problem:
+    except (OSError, ValueError) as problem:  # such as a text that no command line can hold
         _end(job, "failed")
         message = explained(problem) or f"It could not be started: {problem}."
         write_json(place.status_file(verb), _first_word(job) | {"state": "failed", "message": message})
@@ -251,7 +254,7 @@ def _start(job: Job) -> None:
     with database() as db:
         db.execute("UPDATE jobs SET pid = ?, pid_started = ? WHERE id = ?", (process.pid, began, job.id))
     # The worker needs seconds to import its libraries; until then this is its first word.
-    if (read_json(place.status_file(verb)) or {}).get("pid") != process.pid:
+    if place.last_word(verb).get("pid") != process.pid:
         write_json(place.status_file(verb), _first_word(find(job.id)))
 
 
@@ -299,7 +302,7 @@ def _settle(job: Job) -> None:
     if not place.folder.is_dir():  # deleted meanwhile
         return _end(job, "stopped")
     said = place.status(verb)
-    recorded = read_json(place.status_file(verb)) or {}
+    recorded = place.last_word(verb)
     if recorded.get("pid") != job.pid or recorded.get("state") == "running":
         asked = place.stop_file(verb).exists()
         message = "" if asked else _last_error(place.log_file(verb)) or SILENT

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bat_ui.errors import UserError
-from bat_ui.files import read_json, remove_drafts, whole_folder
+from bat_ui.files import read_json, whole_folder
 from bat_ui.project import Project, data_folder, find_project, is_project_id, new_project, projects_folder
 
 log = logging.getLogger("bat_ui.registry")
@@ -60,7 +60,11 @@ class Entry:
     @property
     def shown_name(self) -> str:
         """Its name, else what its subject is."""
-        return self.name or (read_json(self.project.folder / "draft.json") or {}).get("class_noun") or "Untitled"
+        try:
+            draft = read_json(self.project.folder / "draft.json") or {}
+        except ValueError:  # a disk that lost power
+            draft = {}
+        return self.name or draft.get("class_noun") or "Untitled"
 
 
 def projects() -> list[Entry]:
@@ -141,14 +145,13 @@ def restore(id: str) -> None:
 
 
 def purge(older_than: float = KEPT) -> None:
-    """Remove projects that were deleted more than so many seconds ago for good, and unfinished copies."""
+    """Remove projects that were deleted more than so many seconds ago for good."""
     for row in deleted():
         if row.deleted_at < time.time() - older_than:
             shutil.rmtree(row.project.folder, ignore_errors=True)
             with database() as db:
                 db.execute("DELETE FROM projects WHERE id = ?", (row.id,))
                 db.execute("DELETE FROM jobs WHERE project = ?", (row.id,))
-    remove_drafts(projects_folder())
 
 
 @contextmanager

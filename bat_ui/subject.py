@@ -258,11 +258,11 @@ def subject_warnings(subject: Subject, resolution: int = 512) -> list[str]:
 def _cropped(image: Image.Image, box: Box, path: Path) -> Image.Image:
     if len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise UserError(f"The crop of {shown_name(path)} lies outside the picture: draw it again.")
-    sides = (image.width, image.height) * 2
-    left, top, right, bottom = (round(part * side) for part, side in zip(box, sides, strict=True))
-    if min(right - left, bottom - top) < MIN_SIDE:
+    begin = [round(box[i] * side) for i, side in enumerate(image.size)]
+    end = [min(begin[i] + round((box[i + 2] - box[i]) * side), side) for i, side in enumerate(image.size)]
+    if min(end[0] - begin[0], end[1] - begin[1]) < MIN_SIDE:
         raise UserError(f"The crop of {shown_name(path)} is less than {MIN_SIDE} pixels wide or high: draw it larger.")
-    return image.crop((left, top, right, bottom))
+    return image.crop((*begin, *end))
 
 
 def _framed(image: Image.Image, cut_out: bool, square: bool) -> tuple[Image.Image, str]:

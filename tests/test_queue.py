@@ -82,6 +82,27 @@ def test_each_device_has_its_own_job_and_sees_itself_alone(program, monkeypatch)
     assert [job.place.log_file("train").read_text().strip() for job in jobs[:2]] == ["5", "7"]
 
 
+@pytest.mark.parametrize("text", ["a\0b", "half an emoji \ud83d"])
+def test_a_text_that_no_command_line_can_hold_fails_alone(text, program):
+    program(WORD)
+    bad, good = queue.add(registry.make(), "generate", [f"--prompt={text}"]), new_job()
+    advance_until(lambda: ended(bad) and ended(good))
+    assert [queue.find(job.id).state for job in (bad, good)] == ["failed", "done"]
+    assert queue.status(bad.place, "generate")["message"].startswith("It could not be started")
+
+
+def test_a_status_that_lost_power_is_put_down_and_holds_nobody_up(program):
+    program(SLEEP)
+    lost, later = new_job(), new_job()
+    queue.advance()
+    process = queue._processes[queue.find(lost.id).pid]
+    process.kill()
+    process.wait()
+    lost.place.status_file("train").write_text("")
+    advance_until(lambda: queue.find(later.id).state == "running")
+    assert queue.find(lost.id).state == "failed" and queue.status(lost.place, "train")["state"] == "failed"
+
+
 def test_two_jobs_never_work_in_one_folder(program, monkeypatch):
     monkeypatch.setattr(queue, "devices", lambda: ["cuda:0", "cuda:1"])
     program(SLEEP)

@@ -52,6 +52,12 @@ def test_a_deleted_project_is_nowhere_until_it_is_brought_back():
     assert ids() == [id] and registry.find(id) == project and registry.deleted() == []
 
 
+def test_a_damaged_draft_leaves_the_list_of_projects_whole():
+    project = registry.make()
+    (project.folder / "draft.json").write_text("")
+    assert [entry.shown_name for entry in registry.projects() if entry.id == project.folder.name] == ["Untitled"]
+
+
 def test_only_what_was_deleted_long_ago_is_removed_for_good():
     kept, gone = registry.make("kept"), registry.make("gone")
     registry.delete(gone.folder.name)

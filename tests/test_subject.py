@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from bat_ui.errors import UserError
-from bat_ui.subject import Subject, prepare_subject, subject_files, subject_warnings
+from bat_ui.subject import CROPS, Subject, _cropped, prepare_subject, square_box, subject_files, subject_warnings
 
 EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
 
@@ -155,6 +155,15 @@ def test_a_picture_without_a_subject_is_used_uncut_and_warned_of(tmp_path):
 def test_a_crop_is_in_parts_of_the_picture(photos):
     subject = prepare_subject(photos[:1], "dog", crops=[(0.5, 0.25, 1, 0.75)])
     assert subject.images[0].tobytes() == photo(0).crop((40, 20, 80, 60)).tobytes()
+
+
+@pytest.mark.parametrize("where", CROPS)
+@pytest.mark.parametrize("size", [(39, 16), (16, 39), (17, 16), (1001, 333)])
+def test_a_square_of_any_picture_has_its_whole_shorter_side(size, where, tmp_path):
+    Image.effect_noise(size, 90).convert("RGB").save(tmp_path / "a.png")
+    [image] = prepare_subject([tmp_path / "a.png"], "dog", crops=[square_box(*size, where)]).images
+    assert _cropped(Image.new("RGB", size), square_box(*size, where), tmp_path).size == (min(size),) * 2
+    assert image.width == image.height
 
 
 @pytest.mark.parametrize("box", [(0.5, 0, 0.4, 1), (-0.1, 0, 1, 1), (0, 0, 1.1, 1), (0, 0, 0.1, 1), (0, 0, float("nan"), 1)])

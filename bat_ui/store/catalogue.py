@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from bat_ui.errors import UserError
+from bat_ui.errors import UserError, explained
 from bat_ui.pictures import MAX_BYTES, SUFFIXES
 from bat_ui.project import data_folder
 from bat_ui.store.table import Store, StoreInfo, read_info
@@ -108,7 +108,11 @@ def list_stores(samples: int = SAMPLES) -> list[Listed]:
     for folder in folders:
         info = read_info(folder) if not folder.name.startswith(".") else None
         if info is not None and info.snapshot:
-            found.append(Listed(str(folder), info, tuple(sample_pictures(Store.open(folder), samples))))
+            try:
+                pictures = tuple(sample_pictures(Store.open(folder), samples))
+            except UserError:  # a picture that was left where it is, and is gone
+                pictures = ()
+            found.append(Listed(str(folder), info, pictures))
     return sorted(found, key=lambda listed: listed.info.title)
 
 
@@ -146,8 +150,10 @@ def unpacked(archive: Path) -> Iterator[Path]:
         try:
             with zipfile.ZipFile(archive) as opened:
                 _unpack(opened, Path(folder))
+        except FileNotFoundError as error:
+            raise UserError("The upload has waited too long and is gone: upload it again.") from error
         except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
-            if isinstance(error, UserError):
+            if explained(error):  # a sentence of ours, or a full disk
                 raise
             raise UserError("This is no zip file, or it is damaged: pack the pictures and captions again.") from error
         yield Path(folder)

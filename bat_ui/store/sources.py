@@ -114,7 +114,10 @@ def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> l
 
 def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
     """Captions by picture path, from a file with one line a picture, whose paths are relative to the file's folder."""
-    text = (folder / entry.path).read_text()
+    try:
+        text = (folder / entry.path).read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{entry.path} is no UTF-8 text: save it as UTF-8.") from error
     if entry.suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(text)))
     else:

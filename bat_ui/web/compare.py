@@ -76,7 +76,7 @@ def build_comparison_step(shared: Shared) -> Step:
         A and B are; each as suits where it is none of what there is."""
         run = _run(project, wanted)
         if run is None:
-            return {empty: hint(NOTHING), everything: gr.update(visible=False)}
+            return {empty: hint(NOTHING), everything: gr.update(visible=False), chosen: gr.update(choices=[], value=None)}
         drawn, saved = steps_with_samples(run), adapters.saved_steps(run)
         found, in_use = comparison.recommendation(run), adapters.used_step(run)
         sides = _sides(project)

@@ -118,6 +118,13 @@ def set_captions(project: Project, captions: dict[str, str]) -> Draft:
         return change(project, pictures=tuple(replace(p, caption=captions.get(p.name, p.caption).strip()) for p in pictures))
 
 
+def mark_used(project: Project, draft: Draft) -> None:
+    """Note that the subject is made from `draft`, unless something was changed meanwhile."""
+    with _changing:
+        if Draft.load(project) == draft:
+            change(project, used=True)
+
+
 def set_crop(project: Project, name: str, crop: str) -> Draft:
     """Choose which square of a picture is used.  Raises UserError for a crop that there is not."""
     if crop not in CROPS:

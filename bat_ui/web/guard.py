@@ -62,7 +62,7 @@ class Guard:
             return PlainTextResponse(
                 "This page answers to localhost only: start it with --auth to reach it by another name.", 403
             )
-        follows_a_link = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        follows_a_link = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate" and scope["path"] == "/"
         if not follows_a_link and not _same_site(headers):
             return PlainTextResponse("Another site may not use this page.", 403)
         wanted = re.search(r"/gradio_api/(file[=/]|proxy=)(.*)", scope["path"], re.DOTALL)

@@ -40,12 +40,15 @@ ASK = """async (...values) => {
     const known = () => beat.about === about ? words.map((word, i) => insight(tabs[i]) ? beat.words[i] : word) : words;
     if (Date.now() < beat.next || document.hidden) return [...known(), ...shown];
     beat.next = Infinity;
+    beat.failed = (beat.failed ?? 0) + 1;
     let wait = 1, texts = shown;
     try {
         const has = own.map((tab, i) => insight(tab) ? beat.told[i]?.mark ?? '' : null);
         const asked = new URLSearchParams({page: beat.page, about, has: JSON.stringify(has)});
         const answer = await fetch('.%(path)s?' + asked, {signal: AbortSignal.timeout(20000)});
+        if (answer.status === 401) location.reload();
         if (answer.ok) {
+            beat.failed = 0;
             const told = await answer.json();
             wait = told.wait;
             told.texts.forEach((text, i) => { if (text) beat.told[i] = text; });
@@ -55,6 +58,7 @@ ASK = """async (...values) => {
         }
     } catch {
     } finally {
+        document.body.classList.toggle('lost', beat.failed > 3);
         beat.next = Date.now() + 1000 * wait - 500;
     }
     return [...known(), ...texts];
@@ -155,7 +159,7 @@ class Heartbeat:
             return PlainTextResponse("Log in first.", 401)
         try:
             told = self.answer(*(json.loads(request.query_params.get(name, "")) for name in ("about", "has")))
-        except (ValueError, RecursionError):
+        except (TypeError, ValueError, RecursionError):
             return PlainTextResponse("Only the page's own script asks here.", 400)
         wait = self.wait(request.query_params.get("page", "")[:32])
         return JSONResponse(told | {"wait": wait}, headers={"Cache-Control": "no-store"})

@@ -6,6 +6,7 @@ project's id is in the address (?project=ID) and in the browser's storage; all t
 
 from __future__ import annotations
 
+import logging
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from bat_ui.web.training import build_training_step
 
 TITLE = "Backbone Augmented Training"
 PROMISE = "Teach an image model your cat, your face or your mug from a few pictures, without making it forget the rest."
+BROKEN = "A part of this project cannot be shown: its files may be damaged, or the disk is full. The server's log says more."
 DAY = 24 * 3600
+
+log = logging.getLogger("bat_ui.page")
 
 
 def build_page(model: Model) -> tuple[gr.Blocks, Route]:
@@ -56,7 +60,12 @@ def build_page(model: Model) -> tuple[gr.Blocks, Route]:
         def show_all(found: Project | None) -> Updates:
             updates: Updates = {tabs: gr.Tabs(selected=_furthest(found))}
             for step in steps:
-                updates |= step.show(found)
+                try:
+                    updates |= step.show(found)
+                except Exception:  # the other steps still are of use
+                    log.exception("A step of the project %s could not be shown", found and found.folder.name)
+                    gr.Warning(BROKEN)
+                    updates |= step.show(None)
             return updates
 
         def open_page(stored: str | None, request: gr.Request) -> Updates:

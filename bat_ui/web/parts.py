@@ -94,11 +94,10 @@ def opened(id: str | None) -> Project | None:
 
 
 def required(id: str | None, sentence: str = "Choose pictures of your subject in step 1 first.") -> Project:
-    """The project with that id.  Raises UserError with `sentence` if there is none."""
-    project = opened(id)
-    if project is None:
+    """The project with that id.  Raises UserError if there is none (any more), with `sentence` where none is open."""
+    if not id:
         raise UserError(sentence)
-    return project
+    return registry.find(id)
 
 
 def run_among(runs: Sequence[Run], id: str | None) -> Run | None:

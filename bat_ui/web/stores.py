@@ -124,14 +124,15 @@ def build_stores(shared: Shared) -> Stores:
 
         if not file:
             return {}
-        project, place = opened(project_id) or registry.make(), _name(name)
+        place = _name(name)
+        project = opened(project_id) or registry.make()  # not before all else is good
         _queue(project, model, str(keep_upload(Path(file))), place, name, licence, proxy, Path(file).stem)
         return {**follow(project, store), archive: None, id: project.folder.name}
 
     def ingest_folder(project_id: str, asked: str, name: str, licence: str, proxy: bool, store: str) -> Updates:
+        source, place = _allowed(asked), _name(name)
         project = opened(project_id) or registry.make()
-        source = _allowed(asked)
-        _queue(project, model, str(source), _name(name), name, licence, proxy, source.name)
+        _queue(project, model, str(source), place, name, licence, proxy, source.name)
         return {**follow(project, store), id: project.folder.name}
 
     def halt(project_id: str) -> Updates:

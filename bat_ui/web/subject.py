@@ -94,7 +94,7 @@ def build_subject_step(shared: Shared) -> Step:
                         remove.click(remover(picture.name), id, [message, *own], **in_card)
                         boxes.append(box)
             use.click(
-                answering(message, use_pictures),
+                answering(message, user(tuple(picture.name for picture in draft.pictures))),
                 [id, noun, identifier, cut_out, pattern, *boxes],
                 [message, shared.tabs, *own],
                 trigger_mode="once",
@@ -166,11 +166,16 @@ def build_subject_step(shared: Shared) -> Step:
         with _decoding:
             return show(project)
 
-    def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, wording: str, *captions: str) -> Updates:
-        project = required(project_id, NO_PICTURE)
-        drafts.change(project, template=wording.strip())
-        _prepare(project, shared.model.backbone, class_noun, word, wished, captions)
-        return {**show(project), shared.tabs: gr.Tabs(selected=2)}
+    def user(names: Sequence[str]) -> Callable[..., Updates]:
+        """What the button does while these pictures are shown, by name: somebody may have removed one elsewhere."""
+
+        def use_pictures(project_id: str, class_noun: str, word: str, wished: bool, wording: str, *captions: str) -> Updates:
+            project = required(project_id, NO_PICTURE)
+            drafts.change(project, template=wording.strip())
+            _prepare(project, shared.model.backbone, class_noun, word, wished, dict(zip(names, captions)))
+            return {**show(project), shared.tabs: gr.Tabs(selected=2)}
+
+        return use_pictures
 
     def use_pictures_endpoint(
         project: str,
@@ -183,8 +188,11 @@ def build_subject_step(shared: Shared) -> Step:
         """Make the subject from the pictures that were added, with a caption for each in their order or none; `template`
         makes the captions of those without, {identifier} and {class_noun} in it are filled in."""
         with refusing():
-            drafts.change(required(project, NO_PICTURE), template=template.strip())
-            _prepare(required(project, NO_PICTURE), shared.model.backbone, class_noun, identifier, cut_out, captions or ())
+            found = required(project, NO_PICTURE)
+            named = {
+                p.name: text for p, text in zip(drafts.change(found, template=template.strip()).pictures, captions or ())
+            }
+            _prepare(found, shared.model.backbone, class_noun, identifier, cut_out, named)
         return project
 
     def crop_picture(project: str, picture: str, part: str) -> str:
@@ -277,7 +285,7 @@ def _warnings(project: Project, draft: drafts.Draft, backbone: str) -> list[str]
 
 
 def _prepare(
-    project: Project, backbone: str, class_noun: str, identifier: str, cut_out: bool, captions: Sequence[str]
+    project: Project, backbone: str, class_noun: str, identifier: str, cut_out: bool, captions: dict[str, str]
 ) -> None:
     """Bring the draft up to date and make the subject from it, unless that was done before."""
     from bat_ui import line  # here, since it takes seconds to import and the page should be up before
@@ -286,7 +294,7 @@ def _prepare(
     if cut_out != drafts.wants_cut_out(draft):
         draft = drafts.change(project, cut_out=cut_out)
     if captions:
-        draft = drafts.set_captions(project, {p.name: text for p, text in zip(draft.pictures, captions)})
+        draft = drafts.set_captions(project, captions)
     if draft.used and project.subject_marker.is_file():
         return
     square = draws_stickers(backbone)
@@ -302,12 +310,14 @@ def _prepare(
         identifier=identifier,
         crops=[drafts.crop_of(project, p, cut_out, square) for p in draft.pictures],
     )
-    drafts.change(project, used=True)
+    drafts.mark_used(project, draft)
 
 
 def _example_button(name: str) -> gr.Button:
     picture = sorted((EXAMPLES / name).glob("*.png"))[-1]
-    return gr.Button(EXAMPLE_NAMES[name], icon=picture, size="md", min_width=0, scale=0, elem_id=f"example-{name}")
+    button = gr.Button(EXAMPLE_NAMES[name], icon=picture, size="md", min_width=0, scale=0, elem_id=f"example-{name}")
+    button.keep_in_cache.add(button.icon["path"])  # else it goes with the uploads of the day
+    return button
 
 
 def _calling(draft: drafts.Draft, template: str) -> str:

@@ -357,9 +357,8 @@ def _panel(project: Project | None, run: Run | None, status: dict) -> str:
         changed = project.choice.is_file() and (read_json(project.choice) != read_json(run.choice))
         hand = " You changed the choice of pictures since: train again to use it." if changed else ""
         facts = ", ".join(filter(None, (_pace(part), _memory(status))))
-        return (
-            f'<p class="done" role="status">Trained: {part["total"]:,} steps.{hand}</p><p class="facts">{escape(facts)}</p>'
-        )
+        steps = part["total"] if part else saved  # none were left where its end was all that was resumed
+        return f'<p class="done" role="status">Trained: {steps:,} steps.{hand}</p><p class="facts">{escape(facts)}</p>'
     return note(f"This run was taken out of the queue. {again}")
 
 

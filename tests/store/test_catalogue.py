@@ -144,6 +144,22 @@ def test_stores_are_listed_with_what_they_say_and_samples(photos, picture, real_
     assert list_stores()[0].place == store_place("mine")
 
 
+def test_a_store_whose_pictures_are_gone_hides_no_other(photos, real_clip):
+    folder = photos(3)
+    ingest(str(folder), store_place("linked"), real_clip, link=True)
+    for file in folder.glob("*.png"):
+        file.unlink()
+    (listed,) = list_stores()
+    assert listed.info.count == 3 and listed.samples == ()
+
+
+def test_a_caption_file_in_another_coding_is_said(photos, real_clip):
+    folder = photos(1)
+    (folder / "captions.csv").write_bytes("file_name,text\n000.png,Stra\u00dfe\n".encode("latin-1"))
+    with pytest.raises(UserError, match="captions.csv is no UTF-8 text"):
+        ingest(str(folder), store_place("mine"), real_clip)
+
+
 def test_a_store_is_called_by_name_folder_or_address(tmp_path):
     assert store_place("mine") == str(tmp_path / "data" / "stores" / "mine")
     assert store_place("a/b") == "a/b" and store_place("s3://bucket/store") == "s3://bucket/store"

@@ -25,6 +25,16 @@ def test_good_files_are_added_and_each_bad_one_is_named(project, subject_folder)
     assert [(p.name, p.caption) for p in draft.pictures] == [("face1", ""), ("face0", "a flat sticker of sks face, smiling")]
 
 
+def test_a_draft_that_was_changed_meanwhile_is_not_taken_for_used(project, subject_folder):
+    drafts.add_pictures(project, [subject_folder / "face0.png", subject_folder / "face1.png"])
+    prepared = Draft.load(project)
+    drafts.set_captions(project, {"face1": "corrected"})
+    drafts.mark_used(project, prepared)
+    assert not Draft.load(project).used
+    drafts.mark_used(project, Draft.load(project))
+    assert Draft.load(project).used
+
+
 def test_too_many_files_leave_the_draft_as_it_was(project, subject_folder):
     drafts.add_pictures(project, [subject_folder / "face0.png"])
     before = Draft.load(project)

@@ -3,15 +3,26 @@
 import gradio as gr
 import pytest
 
+from bat_ui import registry
 from bat_ui.errors import UserError
 from bat_ui.project import new_project
-from bat_ui.web.parts import UNEXPECTED, address, alert, answering, once_a_second, opened, time_left
+from bat_ui.web.parts import UNEXPECTED, address, alert, answering, once_a_second, opened, required, time_left
 
 
 @pytest.fixture()
 def box():
     with gr.Blocks():
         return gr.HTML()
+
+
+def test_a_project_that_was_deleted_elsewhere_is_said_to_be():
+    project = registry.make()
+    assert required(project.folder.name).folder == project.folder
+    registry.delete(project.folder.name)
+    with pytest.raises(UserError, match="deleted"):
+        required(project.folder.name)
+    with pytest.raises(UserError, match="in step 1 first"):
+        required("")
 
 
 def test_a_problem_of_the_user_is_said_and_nothing_else_changes(box):

@@ -236,6 +236,7 @@ def test_another_site_may_link_to_the_page_but_not_read_it(server):
     foreign = {"Sec_Fetch_Site": "cross-site"}
     assert ask(server, "/", Sec_Fetch_Mode="navigate", **foreign)[0] == 200
     assert ask(server, "/config", Sec_Fetch_Mode="cors", **foreign)[0] == 403
+    assert ask(server, "/logout", Sec_Fetch_Mode="navigate", **foreign)[0] == 403
     assert ask(server, "/gradio_api/queue/join", "POST", b"{}", Sec_Fetch_Mode="navigate", **foreign)[0] == 403
 
 
