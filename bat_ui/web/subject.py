@@ -89,7 +89,8 @@ def build_subject_step(shared: Shared) -> Step:
                             part.input(cropper(picture.name), [id, part], [message, *own], **in_card)
                         label = f"Caption of {picture.name}"
                         box = gr.Textbox(picture.caption, label=label, placeholder="as above", lines=2, max_lines=4)
-                        box.blur(keeper(picture.name), [id, box], None, show_progress="hidden", **in_card)
+                        kept = {"show_progress": "hidden", "trigger_mode": "always_last"}  # as it is typed
+                        box.input(keeper(picture.name), [id, box], None, **kept, **in_card)
                         remove = gr.Button("Remove", size="sm", elem_classes="quiet")
                         remove.click(remover(picture.name), id, [message, *own], **in_card)
                         boxes.append(box)

@@ -57,6 +57,17 @@ def test_captions_that_were_typed_are_kept(finished, page):
     expect(page.get_by_label("What is it?")).to_have_value("face")
 
 
+def test_a_caption_that_is_being_typed_outlives_new_pictures(page, server, faces):
+    open_page(page, server)
+    upload(page, faces[:2])
+    expect(page.locator(".card img")).to_have_count(2)
+    box = page.locator(".card textarea").first
+    box.press_sequentially("not finished")
+    upload(page, faces[2:3])  # the box was not left
+    expect(page.locator(".card img")).to_have_count(3)
+    expect(box).to_have_value("not finished")
+
+
 def test_the_keyboard_drops_and_takes_a_picture_and_undo_takes_it_back(finished, page):
     open_page(page, finished)
     open_tab(page, 2)
