@@ -1,10 +1,14 @@
 // Sample grid, favourites and sliders: a click enlarges a picture, arrow keys walk through the grid, a star is told to the
 // server, a slider moves the border between two pictures.  `element` and `trigger` are Gradio's.
-const dialogOf = () => element.querySelector('dialog');
+// The dialog is outside of `element`, which is drawn anew with each checkpoint and would close it.
+const dialog = document.createElement('dialog');
+dialog.className = 'enlarged';
+dialog.ariaLabel = 'Enlarged picture';
+dialog.innerHTML = '<form method="dialog"><button aria-label="Close">×</button></form><img alt=""><p></p>';
+element.closest('.gradio-container').append(dialog);
 let shown = null;
 
 function enlarge(look) {
-    const dialog = dialogOf();
     shown = look;
     dialog.querySelector('img').src = look.querySelector('img').src;
     dialog.querySelector('img').alt = look.querySelector('img').alt;
@@ -27,10 +31,12 @@ element.addEventListener('click', (event) => {
     const star = event.target.closest('[data-star]'), look = event.target.closest('.look');
     if (star) trigger('click', {run: star.dataset.run, step: Number(star.dataset.step), picture: star.dataset.star});
     if (look) enlarge(look);
-    if (event.target === dialogOf()) dialogOf().close();
 });
-element.addEventListener('keydown', (event) => {
-    if (!dialogOf()?.open || !['ArrowLeft', 'ArrowRight', 'ArrowUp', 'ArrowDown'].includes(event.key)) return;
+dialog.addEventListener('click', (event) => {
+    if (event.target === dialog) dialog.close();
+});
+dialog.addEventListener('keydown', (event) => {
+    if (!shown.isConnected || !['ArrowLeft', 'ArrowRight', 'ArrowUp', 'ArrowDown'].includes(event.key)) return;
     event.preventDefault();
     const next = neighbour(shown, event.key);
     if (next) enlarge(next);

@@ -27,10 +27,6 @@ SHARES = {
     "variety": "Variety kept",
     "class": "Others left alone",
 }
-ENLARGED = (
-    '<dialog class="enlarged" aria-label="Enlarged picture"><form method="dialog"><button aria-label="Close">×</button>'
-    '</form><img alt=""><p></p></dialog>'
-)
 
 
 def step_name(step: int) -> str:
@@ -58,7 +54,7 @@ def grid(
     label = "Pictures of each checkpoint, at the same seeds"
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table class="shots"><thead><tr>{heads}</tr>'
-        f"</thead><tbody>{''.join(body)}</tbody></table></div>{ENLARGED}"
+        f"</thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -72,7 +68,7 @@ def strip(found: Sequence[tuple[str, str, Mapping]]) -> str:
         "</figure>"
         for run, name, row in found
     )
-    return f'<div class="strip">{shots}</div>{ENLARGED}'
+    return f'<div class="strip">{shots}</div>'
 
 
 def sliders(pairs: Sequence[Pair], a: str, b: str) -> str:

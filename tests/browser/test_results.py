@@ -45,7 +45,7 @@ def test_a_picture_is_enlarged_by_keyboard_and_arrows_walk_through_the_grid(resu
     first = results.locator("#grid .look").first
     first.focus()
     results.keyboard.press("Enter")
-    dialog = results.locator("#grid dialog")
+    dialog = results.locator("dialog[open]")
     expect(dialog).to_be_visible()
     expect(dialog.locator("p")).to_contain_text("backbone alone, seed 0")
     results.keyboard.press("ArrowRight")
@@ -55,6 +55,18 @@ def test_a_picture_is_enlarged_by_keyboard_and_arrows_walk_through_the_grid(resu
     results.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(first).to_be_focused()
+
+
+def test_an_enlarged_picture_stays_when_the_grid_is_drawn_anew(results, finished, server):
+    results.locator("#grid .look").first.click()
+    expect(results.locator("dialog[open]")).to_be_visible()
+    client, project = Client(server, verbose=False), project_of(finished)
+    star = results.locator("#grid .star").nth(1)
+    run, step, picture = (star.get_attribute(f"data-{name}") for name in ("run", "step", "star"))
+    for pressed in ("true", "false"):  # somebody else likes it, and then no longer
+        client.predict(project, run, int(step), picture, api_name="/toggle_favourite")
+        expect(star).to_have_attribute("aria-pressed", pressed)
+        expect(results.locator("dialog[open]")).to_be_visible()
 
 
 def test_a_star_keeps_a_picture_among_the_favourites_after_a_reload(results, finished):
