@@ -15,15 +15,8 @@ from bat_ui import queue, registry
 from bat_ui.project import Project
 from bat_ui.web.parts import Updates, address, answering, hint, html, message_box, once_a_second, refusing, required
 from bat_ui.web.step import Shared, Step
-from bat_ui.web.words import state_words
+from bat_ui.web.words import VERBS, state_words
 
-DOING = {
-    "select": "Looking for pictures",
-    "train": "Training",
-    "generate": "Drawing",
-    "export": "Preparing a download",
-    "ingest": "Bringing in pictures",
-}
 NO_PROJECT = "No project is open: choose one from the list or make a new one."
 
 # One listener for the list: a plain click opens a project or stops a job without loading the page anew.
@@ -291,9 +284,10 @@ def _job(job: queue.Job, name: str) -> str:
     else:
         words, button = f"{status['what'].lower()} {_part(status)}".strip(), "Stop"
     quiet = " disabled" if status.get("stopping") else ""
-    label = f"{button}: {DOING[job.verb]}, {name}{run}"
+    doing = VERBS[job.verb].capitalize()
+    label = f"{button}: {doing}, {name}{run}"
     return (
-        f"<li><span><b>{DOING[job.verb]}</b> {escape(name)}{run}<small>{escape(words)}</small></span>"
+        f"<li><span><b>{doing}</b> {escape(name)}{run}<small>{escape(words)}</small></span>"
         f'<button type="button" data-job="{job.id}" aria-label="{escape(label)}"{quiet}>{button}</button></li>'
     )
 
