@@ -51,7 +51,7 @@ SHOTS = (
     Shot("backbone", 2, ".pick img", from_="#pick-tools"),
     Shot("when", 2, "#curve figure", from_="#curve", height=900),
     Shot("groups", 2, "#groups table", from_="#groups", unfold="Groups and their verdicts", height=700),
-    Shot("train", 3, "#losses svg", from_="#estimate", height=1100),
+    Shot("train", 3, "#losses svg", from_="#runs"),
     Shot("draw", 4, ".pair img", height=1400),
     Shot("compare", 5, "#grid img", height=1700),
 )
