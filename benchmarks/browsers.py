@@ -202,7 +202,7 @@ class Session:
     async def look(self, until: float) -> None:
         await asyncio.sleep(self.wait * secrets.randbelow(1000) / 1000)  # not all at the same moment
         while time.monotonic() < until:
-            about = json.dumps([self.values.get(component) for component in self.about])
+            about = json.dumps([None if value is None else str(value) for value in map(self.values.get, self.about)])
             asked = {"page": self.hash, "about": about, "has": json.dumps(self.has)}
             beat = await self._answer("GET", "/heartbeat", params=asked)
             self.wait = beat["wait"]

@@ -33,7 +33,8 @@ LATE = 5.0  # seconds; a page that has not asked for twice its wait and these is
 # The page keeps what it heard last, and tells a step of it when that step's tab is in sight.  Texts are put on the page when
 # they come and not again, since an event may have changed them meanwhile; those that the page has are not sent again.
 ASK = """async (...values) => {
-    const about = JSON.stringify(values.splice(0, %(about)d)), tabs = %(tabs)s, own = %(own)s;
+    const asked = values.splice(0, %(about)d).map(value => value == null ? null : String(value));
+    const about = JSON.stringify(asked), tabs = %(tabs)s, own = %(own)s;
     const words = values.splice(0, tabs.length), shown = values;
     const beat = window.batBeat ??= {page: Math.random().toString(36).slice(2), next: 0, told: []};
     const insight = tab => !tab || document.getElementById(tab)?.offsetParent;
@@ -44,8 +45,8 @@ ASK = """async (...values) => {
     let wait = 1, texts = shown;
     try {
         const has = own.map((tab, i) => insight(tab) ? beat.told[i]?.mark ?? '' : null);
-        const asked = new URLSearchParams({page: beat.page, about, has: JSON.stringify(has)});
-        const answer = await fetch('.%(path)s?' + asked, {signal: AbortSignal.timeout(20000)});
+        const query = new URLSearchParams({page: beat.page, about, has: JSON.stringify(has)});
+        const answer = await fetch('.%(path)s?' + query, {signal: AbortSignal.timeout(20000)});
         if (answer.status === 401) location.reload();
         if (answer.ok) {
             beat.failed = 0;
@@ -130,7 +131,7 @@ class Heartbeat:
         has: for each mirror the mark of the texts that the page has, "" for none, None where they are out of sight; no texts
         come (None) where they are that, or still the same.  Raises ValueError for other questions.
         """
-        if not isinstance(about, list) or not all(value is None or isinstance(value, str | int | float) for value in about):
+        if not isinstance(about, list) or not all(value is None or isinstance(value, str) for value in about):
             raise ValueError("words are asked about")
         if not isinstance(has, list) or len(has) != len(self._mirrors):
             raise ValueError("each mirror's mark is wanted")
@@ -159,7 +160,7 @@ class Heartbeat:
             return PlainTextResponse("Log in first.", 401)
         try:
             told = self.answer(*(json.loads(request.query_params.get(name, "")) for name in ("about", "has")))
-        except (TypeError, ValueError, RecursionError):
+        except (ValueError, RecursionError):
             return PlainTextResponse("Only the page's own script asks here.", 400)
         wait = self.wait(request.query_params.get("page", "")[:32])
         return JSONResponse(told | {"wait": wait}, headers={"Cache-Control": "no-store"})

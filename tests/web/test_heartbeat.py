@@ -52,7 +52,9 @@ def test_words_tell_nothing_of_what_they_are_made_of_and_nothing_has_no_word(cli
     assert "secret" not in words[0] and words[1] == ""
 
 
-@pytest.mark.parametrize("about", [[], ["x"], ["x"] * 3, ["x"] * 5, ["x", "y", "z", ["z"]], {"a": 1}, "wxyz", None])
+@pytest.mark.parametrize(
+    "about", [[], ["x"], ["x"] * 3, ["x"] * 5, ["x", "y", "z", 3], ["x", "y", "z", ["z"]], {"a": 1}, "wxyz", None]
+)
 def test_other_questions_are_refused(client, about):
     assert ask(client, about).status_code == 400
 
