@@ -18,6 +18,7 @@ from torch import nn
 
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.errors import UserError
 from bat_ui.evaluation.metrics import denoising_loss
 from bat_ui.project import Progress
 from bat_ui.seeds import step_generator
@@ -71,6 +72,8 @@ def surrogate_steps(settings: SelectionSettings, training: TrainingSettings, alo
 def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSettings, progress: Progress) -> LeftOut | None:
     """Train on a part of the subject's pictures and take the loss of the rest, in turn; None for a single picture.
 
+    Raises UserError if a loss is not a finite number.
+
     Halves, or from three pictures down one at a time.  An adapter sees each of fewer pictures oftener, so it turns earlier:
     steps are counted in proportion to the pictures that it has (theory.md, When), to half of the run at most.  A trial ends
     at PAST times the step of lowest mean loss.
@@ -94,6 +97,8 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
                     for step in train(backbone, weights, trial.optimizer, subject[trial.others], None, part, begin):
                         progress("Leaving pictures out", done + step.number - begin, folds * settings.steps)
                     losses[trial.left] = denoising_loss(backbone, subject[trial.left], draws)
+            if not losses.isfinite().all():
+                raise UserError("The losses of left-out pictures are not finite: train with a smaller learning rate.")
             found[measured[end]] = losses.tolist()
             lowest = min(found, key=lambda step: statistics.fmean(found[step]))
             if measured[end] >= PAST * lowest:

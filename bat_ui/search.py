@@ -130,13 +130,14 @@ def choose_nearest(
 ) -> Choice:
     """The nearest to the subject in CLIP space."""
     number = settings.num_backbone or DEFAULT_NUMBER
+    size = max(settings.shortlist, 2 * number)  # half of them are the nearest to the class
     found = shortlist(
         store,
         backbone.clip,
         subject.images,
         [],
         backbone.class_prompt(subject.class_noun),
-        max(settings.shortlist, number),
+        size,
         identifier=subject.identifier,
     )
     order = sorted(range(len(found)), key=lambda i: (-float(found.similarity[i]), found.ids[i]))

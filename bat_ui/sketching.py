@@ -25,6 +25,7 @@ from bat_ui.training.lora import lora
 from bat_ui.training.speed import checkpointing
 
 SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
+SIZED = 16  # candidates whose Gauss-Newton trace is taken, by which the curvature of all is sized
 CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the subject's
 PICTURES_PER_GROUP = 20
 CLASS_LIKE = 40  # of the nearest candidates make up the risk's curvature Q: what the adapter will be asked to draw
@@ -147,7 +148,12 @@ def _sketch_all(
     what: str,
     progress: Progress,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients (n, k) and Fisher curvature (n, vectors, k) of all candidates, on the CPU, over their common draws."""
+    """Gradients (n, k) and curvature (n, vectors, k) of all candidates, on the CPU, over their common draws.
+
+    The curvature has the directions of the gradients' covariance, which come out of their own backward, and the trace of
+    the Gauss-Newton matrix, as the subject's has, beside which it is weighed: the two are the same only where residuals are
+    white, and here they are not (theory.md, Sketch).
+    """
     keys = torch.tensor([crc32(name.encode()) for name in ids])
     draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
     gradients, curvature, per_pass = [], [], max(backbone.preset.rows_at_once // settings.draws, 1)
@@ -158,7 +164,13 @@ def _sketch_all(
         gradients.append(made.gradients.cpu())
         curvature.append(made.curvature.cpu())
         progress(what, min(first + per_pass, len(ids)), len(ids))
-    return torch.cat(gradients), torch.cat(curvature)
+    gradients, curvature = torch.cat(gradients), torch.cat(curvature)
+    if vectors:
+        some = torch.linspace(0, len(ids) - 1, SIZED).round().long().unique()
+        exact = sketch_images(backbone, candidates[some], keys[some], draw, projection, 1, "gauss_newton", settings.seed)
+        trace, own = (rows.square().sum() for rows in (exact.curvature.cpu(), curvature[some]))
+        curvature *= (trace / own).sqrt()
+    return gradients, curvature
 
 
 def _judge(

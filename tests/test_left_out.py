@@ -8,6 +8,7 @@ import torch
 
 from bat_ui import left_out
 from bat_ui.albat.strength import HIGHEST, LEAST, MOST, most_strength
+from bat_ui.errors import UserError
 from bat_ui.evaluation.metrics import denoising_loss
 from bat_ui.left_out import DRAWS, STREAM, LeftOut, left_out_losses, steps_alone, surrogate_steps
 from bat_ui.project import silent
@@ -55,6 +56,12 @@ def test_a_trial_ends_when_the_loss_was_lowest_long_ago(backbone, pictures, monk
     found = left_out_losses(backbone, pictures(4, 0), replace(SETTINGS, steps=80), silent)
     steps = [round(part * 80) for part in left_out.PARTS]
     assert found.steps[-1] >= left_out.PAST * steps[1] > found.steps[-2]
+
+
+def test_losses_that_are_no_numbers_are_said_so(backbone, pictures, monkeypatch):
+    monkeypatch.setattr(left_out, "denoising_loss", lambda backbone, images, draws: torch.full((2,), float("nan")))
+    with pytest.raises(UserError, match="smaller learning rate"):
+        left_out_losses(backbone, pictures(4, 0), SETTINGS, silent)
 
 
 def test_a_single_picture_cannot_be_left_out(backbone, pictures):

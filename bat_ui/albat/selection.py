@@ -27,7 +27,7 @@ RULES = (
 )  # fmt: skip
 STRENGTHENED = ("albat", "by_group", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
-METHOD = 14  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
+METHOD = 15  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 # Bounds of the default number: so many at least, and from there on none that counts less than this beside a subject image.
 # by_image ranks by the weights that FEWEST images have.
 FEWEST, LIGHTEST = 40, 0.5

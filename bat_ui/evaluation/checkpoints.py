@@ -16,22 +16,28 @@ Run = tuple[str, str, int, str]  # style, subject, seed, rule
 
 
 def regrets(rows: Sequence[dict]) -> dict[str, dict[str, dict[Run, float]]]:
-    """By truth (heldout_loss, clip_member), way and run; runs of less than two steps with samples are left out."""
+    """By truth (heldout_loss, clip_member), way and run; runs of less than two steps with samples are left out.
+
+    `validation` of a row is what a person's run measures there, from the given pictures and their captions.
+    """
     runs: dict[Run, dict[int, dict]] = {}
-    bare: dict[tuple[str, str], dict] = {}
+    bare: dict[tuple[str, str, int], dict] = {}
     for row in rows:
-        if row.get("clip_i") is None or any(row.get(truth) is None for truth in TRUTHS):
+        known = row.get("validation") and row["validation"]["clip_i"] is not None
+        if not known or any(row.get(truth) is None for truth in TRUTHS):
             continue
+        subject = row["style"], row["subject"], row["seed"]
         if row["rule"] == "backbone":
-            bare[row["style"], row["subject"]] = row
+            bare[subject] = row
         else:
-            runs.setdefault((row["style"], row["subject"], row["seed"], row["rule"]), {})[row["step"]] = row
+            runs.setdefault((*subject, row["rule"]), {})[row["step"]] = row
     found = {truth: {way: {} for way in WAYS} for truth in TRUTHS}
     for run, steps in runs.items():
-        if len(steps) < 2 or run[:2] not in bare:
+        if len(steps) < 2 or run[:3] not in bare:
             continue
-        chosen = recommend([{**bare[run[:2]], "step": 0}, *steps.values()], steps, FEW).step
-        most_alike = max(steps, key=lambda step: steps[step]["clip_i"])
+        shown = [{**row["validation"], "step": row["step"]} for row in (bare[run[:3]] | {"step": 0}, *steps.values())]
+        chosen = recommend(shown, steps, FEW).step
+        most_alike = max(steps, key=lambda step: steps[step]["validation"]["clip_i"])
         for truth, sign in TRUTHS.items():
             values = {step: sign * row[truth] for step, row in steps.items()}
             # Where none can be recommended, a person stays with what training ended with.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bat_ui.errors import UserError
@@ -40,6 +40,10 @@ class EvaluationSettings:
     tuning: bool = False  # run the tuning subjects instead of the suite's
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     training: TrainingSettings = TrainingSettings(subject_steps=80)  # where a rule does not find out when
+
+    def run(self, seed: int) -> TrainingSettings:
+        """The settings of one training run."""
+        return replace(self.training, seed=seed, steps=max(self.steps))
 
 
 @dataclass(frozen=True)

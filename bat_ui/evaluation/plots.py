@@ -5,14 +5,21 @@ In: rows by rule.  Out: files beside the report, and the line of markdown that s
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from bat_ui.evaluation.plan import Job, picture_path
 from bat_ui.evaluation.subjects import load_case
-from bat_ui.evaluation.values import Point, at_best_step, at_last_step, bootstrap_interval, mean_over_subjects, paired
+from bat_ui.evaluation.values import (
+    Point,
+    at_best_step,
+    at_last_step,
+    by_family,
+    family_interval,
+    mean_over_subjects,
+    paired,
+)
 
 
 def plot_bars(by_rule: dict[str, list[dict]], out: Path) -> str:
@@ -23,9 +30,9 @@ def plot_bars(by_rule: dict[str, list[dict]], out: Path) -> str:
         none = at(by_rule.get("none", []))
         rules = [r for r in by_rule if r not in ("none",) and paired(at(by_rule[r]), none)]
         for i, rule in enumerate(rules):
-            change = [1000 * v for v in paired(at(by_rule[rule]), none).values()]
-            mean, (low, high) = statistics.fmean(change), bootstrap_interval(change)
-            error = [[mean - low], [high - mean]] if len(change) > 1 else None
+            change = {key: 1000 * v for key, v in paired(at(by_rule[rule]), none).items()}
+            mean, (low, high) = mean_over_subjects(by_family(change)), family_interval(change)
+            error = [[mean - low], [high - mean]] if low == low else None
             axis.barh(i, mean, xerr=error, color="tab:orange" if rule == "albat" else "tab:blue", alpha=0.8, capsize=3)
         axis.set_yticks(range(len(rules)), rules)
         axis.axvline(0, color="black", linewidth=0.8)

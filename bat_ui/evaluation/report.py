@@ -1,7 +1,7 @@
 """The report: docs/evidence/README.md with its plots, from results.jsonl alone (and kept samples for the picture grid).
 
 In: rows of the suite.  Out: per rule the metrics at its best and its last step, paired differences to `none` and `albat`
-with 95 % bootstrap intervals over subjects, curves, and the prediction beside the measurement.  Every rule, seed and setting
+with 95 % intervals over families, curves, and the prediction beside the measurement.  Every rule, seed and setting
 that was run is in the tables.
 """
 
@@ -23,6 +23,7 @@ from bat_ui.evaluation.values import (
     bootstrap_interval,
     by_family,
     correlation_within,
+    family_interval,
     lowest_at_first,
     main_rows,
     mean_over_subjects,
@@ -81,13 +82,15 @@ def _introduction(rows: Sequence[dict]) -> str:
         "subject, `none_share` has half a batch, `backbone` is the model before any "
         "training. Where a rule takes pictures, their number and the weight lambda are those that the commands give "
         "(`--numbers`, `--strengths`); where a command gives none, those that did best on families kept for tuning "
-        f"({', '.join(TUNING_FAMILIES)}, both styles, in no other table here), or the defaults. "
+        f"(of {', '.join(TUNING_FAMILIES)} those in the last table, which are in no other one), or the defaults; the oracle "
+        "was not tuned. "
         "lambda is what they count in the last step, to which it rises evenly after the steps alone, and they have that "
         "part of a batch that they have of the loss (schedule 4; under schedule 3 it rose as (t / t0)^2 - 1 and was lambda "
         "in the geometric middle of t0 and the end). Under schedules 1 and 2 they had half of each batch, which was left "
         "out for the steps alone, and counted lambda (1 - t0 / t) at step t, or rose evenly to lambda. "
         "A subject's value is the mean over its seeds; a difference is taken between runs of the same subject and seed; "
-        "intervals are 95 % bootstrap intervals over subjects. The best step is each run's own, by its held-out loss, "
+        "intervals are 95 % by Student's t over families, two styles being one value, for these "
+        "are no independent subjects. The best step is each run's own, by its held-out loss, "
         "for every rule alike. Lower is better for losses, pixel distance and PRES.\n\n"
         f"Settings: {setting}.\n\nAll rows: [results.jsonl](results.jsonl), by these commands: [{COMMANDS}]({COMMANDS}).\n"
     )
@@ -104,8 +107,8 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
                 worse = sum(v > 0 for v in change.values())
                 lines.append(
                     f"- `{rule}` differs from none by {_interval(change)} at the {label} step and is worse for {worse} of "
-                    f"{len(change)} subjects. With families resampled, whose two styles are no independent subjects: "
-                    f"{_interval(by_family(change))}."
+                    f"{len(change)} subjects. By a bootstrap over subjects, which is too narrow, the interval would be "
+                    f"{_span_of(bootstrap_interval([1000 * v for v in change.values()]))}."
                 )
     for rule in ("none", "albat"):
         if early := list(lowest_at_first(by_rule.get(rule, [])).values()):
@@ -227,9 +230,13 @@ def _prediction(by_rule: dict[str, list[dict]], out: Path) -> str:
 def _interval(differences: dict[tuple[str, str], float], factor: float = 1000) -> str:
     if not differences:
         return ""
-    values = [factor * v for v in differences.values()]
-    low, high = bootstrap_interval(values)
-    return f"{statistics.fmean(values):+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if len(values) > 1 else "")
+    values = {key: factor * v for key, v in differences.items()}
+    return f"{statistics.fmean(by_family(values).values()):+.2f}{_span_of(family_interval(values))}"
+
+
+def _span_of(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
 
 
 def _span(values) -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from bat_ui.albat.selection import METHOD
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.evaluation.plan import SCHEDULE, EvaluationSettings, Job
-from bat_ui.evaluation.rules import SKETCHED, WITHOUT_PICTURES
+from bat_ui.evaluation.rules import SKETCHED, WHEN, WITHOUT_PICTURES
 from bat_ui.files import read_json_lines
 from bat_ui.search import RANDOM_PART
 from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
@@ -30,6 +30,7 @@ KEY = (
     "rule",
     "seed",
     "step",
+    "total_steps",
     "number",
     "strength",
     "schedule",
@@ -50,7 +51,7 @@ def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
 
 
 def selection_of(settings: EvaluationSettings) -> str:
-    """Digest of what changes the rules of sketches alone."""
+    """Digest of what changes the rules of sketches and of left-out pictures alone."""
     selection = {k: v for k, v in asdict(settings.selection).items() if k not in ("rule", "num_backbone", "seed", "store")}
     training = settings.training
     fixed = [METHOD, RANDOM_PART, SUBJECT_DRAWS, SUBJECT_VECTORS, PICTURES_PER_GROUP, CLASS_LIKE]
@@ -90,6 +91,7 @@ def read_rows(results: Path) -> list[dict]:
     rows: dict[tuple, dict] = {}
     for row in read_json_lines(results):
         row.setdefault("schedule", None if row["rule"] in WITHOUT_PICTURES else 1)
+        row.setdefault("total_steps", 400)  # rows from before the key had it
         key = tuple(row[k] for k in KEY)
         if key not in rows or row["generation"]:
             rows[key] = row
@@ -118,13 +120,14 @@ def keyed(job: Job, settings: EvaluationSettings, config: str, step: int) -> dic
         "rule": job.rule,
         "seed": job.seed,
         "step": step,
+        "total_steps": max(settings.steps),
         "number": job.number,
         "strength": job.strength,
         "schedule": None if job.rule in WITHOUT_PICTURES else SCHEDULE,
         "variant": settings.variant,
         "generation": draws_samples(settings, step),
         "config": config,
-        "selection": selection_of(settings) if job.rule in SKETCHED else None,
+        "selection": selection_of(settings) if job.rule in (*SKETCHED, *WHEN) else None,
         "settings": {
             "given": settings.given,
             "rank": settings.training.rank,

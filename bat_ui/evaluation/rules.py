@@ -61,6 +61,8 @@ FIXED = ("albat_without_when",)  # pictures come in when those of all other rule
 TRUE = ("truth_judges", "truth_dot")  # judged by the held-out members themselves: how far could better judges come?
 FOLDED = ("gradient_cosine", "cross_fit", "gradient_dot", *SHARED)  # judged
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
+# Pictures of another rule that come in as ALBAT's do: what of ALBAT's effect is which pictures, and what is when?
+WHEN = {"random_when": "random", "nearest_class_when": "nearest_class"}
 RULES = (
     "backbone",
     "none",
@@ -70,6 +72,8 @@ RULES = (
     "whole_store",
     "nearest_subject",
     "nearest_class",
+    "random_when",
+    "nearest_class_when",
     "gradient_cosine",
     "albat",
     "cross_fit",
@@ -156,6 +160,10 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
     if rule in FROM_STORE:
         ids = tuple(ranked_ids(rule, world, case, seed)[:number])
         return Chosen(world.images(ids), ids, time.perf_counter() - started)
+    if rule in WHEN:
+        found = choose(WHEN[rule], number, world, case, seed, pool, cache)
+        seconds = found.seconds + pool.seconds["left_out"]
+        return replace(found, seconds=seconds, strength=pool.most_strength, subject_steps=pool.subject_steps)
     if rule not in SKETCHED:
         raise UserError(f'There is no rule "{rule}": choose from {", ".join(RULES + ABLATIONS)}.')
     name, options = SKETCHED[rule]
@@ -277,18 +285,18 @@ class Pool:
 def make_pool(
     world: World,
     case: Case,
-    seed: int,
     settings: SelectionSettings,
     training: TrainingSettings,
     folds: bool,
+    further: int,
     folder: Path,
     progress: Progress,
 ) -> Pool:
-    """Sketch the shortlist, some pictures of every other rule, and with `folds` the left-out judges; kept in `folder`."""
-    settings, backbone = replace(settings, seed=seed), world.backbone
-    training = replace(training, seed=seed)
+    """Sketch the shortlist, `further` pictures of other rules, and with `folds` the left-out judges; kept in `folder`."""
+    seed, backbone = training.seed, world.backbone
+    settings = replace(settings, seed=seed)
     found = find_candidates(world.store, backbone, case.given, case.class_prompt, settings)
-    extra = dict.fromkeys(i for rule in FROM_STORE for i in ranked_ids(rule, world, case, seed)[:EXTRA])
+    extra = dict.fromkeys(i for rule in FROM_STORE for i in ranked_ids(rule, world, case, seed)[:further])
     ids = (*found.ids, *(i for i in extra if i not in set(found.ids)))
     vectors, images, subject = world.store.vectors_of(ids), world.images(ids), case.given.encode(backbone)
     main, folded, clock = folder / "sketches.safetensors", folder / "folds.safetensors", folder / "seconds.json"

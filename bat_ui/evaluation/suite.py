@@ -11,8 +11,9 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from PIL import Image
@@ -32,18 +33,20 @@ from bat_ui.evaluation.results import (
     read_rows,
     selection_of,
 )
-from bat_ui.evaluation.rules import FOLDED, SKETCHED, Pool, World, choose, encode_store, make_pool, predict
+from bat_ui.evaluation.rules import EXTRA, FOLDED, SKETCHED, WHEN, Pool, World, choose, encode_store, make_pool, predict
 from bat_ui.evaluation.subjects import Case, load_case, photo_case
+from bat_ui.files import read_json_lines
 from bat_ui.generation import generate
-from bat_ui.project import Progress, silent
+from bat_ui.project import Progress, Run, silent
 from bat_ui.search import open_store
-from bat_ui.settings import GenerationSettings, TrainingSettings
+from bat_ui.settings import GenerationSettings, TrainingSettings, ValidationSettings
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
+from bat_ui.validation import METRICS, Validation
 
 PROMPTS, SAMPLES = 2, 4  # for diversity: samples of different seeds for each of so many prompts
 CLASS_SAMPLES = 8  # for PRES
-MEASURES = ("heldout_loss", "clip_i", "clip_member", "pixel_rmse", "clip_t", "diversity", "pres", "prior_loss")
+MEASURES = ("heldout_loss", "clip_i", "clip_member", "pixel_rmse", "clip_t", "diversity", "pres", "prior_loss", "validation")
 
 
 def run(
@@ -109,27 +112,29 @@ class Bench:
     def pool(self) -> Pool:
         """The sketches, made at their first use."""
         if self._pool is None:
-            s = self.settings
-            folder = self.cache / "sketches" / f"{self.case.style}-{self.case.name}-{self.seed}-{selection_of(s)}"
+            s, training = self.settings, self.settings.run(self.seed)
+            form = digest([selection_of(s), asdict(training), s.variant, s.prediction])
+            folder = self.cache / "sketches" / f"{self.case.style}-{self.case.name}-{self.seed}-{form}"
             folds = any(rule in FOLDED for rule in s.rules)
-            training = replace(s.training, seed=self.seed)
-            self._pool = make_pool(self.world, self.case, self.seed, s.selection, training, folds, folder, self.progress)
+            further = EXTRA if s.prediction else 0
+            self._pool = make_pool(self.world, self.case, s.selection, training, folds, further, folder, self.progress)
         return self._pool
 
     def run(self, job: Job, steps: Sequence[int]) -> Iterable[dict]:
         """Train once, to the last of `steps`, and yield a row at each of them, measured while training waits."""
         s = self.settings
-        pool = self.pool() if job.rule in SKETCHED or s.prediction else None
+        pool = self.pool() if job.rule in (*SKETCHED, *WHEN) or s.prediction else None
         chosen = choose(job.rule, job.number, self.world, self.case, self.seed, pool, self.cache)
         strength = DEFAULT_STRENGTH if job.strength is None else job.strength
-        training = replace(s.training, seed=self.seed, steps=max(s.steps), strength=strength * chosen.strength)
+        training = replace(s.run(self.seed), strength=strength * chosen.strength)
         if chosen.subject_steps is not None:
             training = replace(training, subject_steps=chosen.subject_steps)
         if job.rule == "none_share":
             training = replace(training, batch_size=max(training.batch_size // 2, 1))
-        said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None}
+        said = {"rho": None, "rho_sandwich": None, "rho_cross_fit": None, "predicted_by": None}
         if s.prediction and job.rule not in ("backbone", "prior"):
-            said = predict(pool, chosen.ids, None if chosen.images is None else chosen.images.weights, training.strength)
+            said |= predict(pool, chosen.ids, None if chosen.images is None else chosen.images.weights, training.strength)
+            said["predicted_by"] = selection_of(s)
         num = 0 if chosen.images is None else len(chosen.images)
         common = {"num": num, "lambda": training.strength, "steps_alone": training.steps_alone if num else None, **said}
         seconds, last = chosen.seconds, time.perf_counter()
@@ -181,7 +186,16 @@ class Bench:
             "clip_t": metrics.paired_similarity(vectors, plain),
             "diversity": metrics.diversity(samples.view(-1, SAMPLES, samples.shape[1])),
             "pres": metrics.similarity(class_pictures, clip.embed_images(case.given.images)),
+            "validation": self._validation(),
         }
+
+    def _validation(self) -> dict[str, float | None]:
+        """What a person's own run measures at a checkpoint, from the given pictures alone."""
+        with TemporaryDirectory() as folder:
+            run = Run(Path(folder))
+            Validation(run, self.backbone, self.case.given, ValidationSettings(), 0, silent)(0)
+            [row] = read_json_lines(run.metrics)
+        return {name: row[name] for name in METRICS}
 
     def _adapter(self, job: Job, training: TrainingSettings):
         return nullcontext() if job.rule == "backbone" else lora(self.backbone, training.rank, training.seed)

@@ -30,6 +30,21 @@ def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES, seed
     return float(low), float(high)
 
 
+def family_interval(values: Values) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t over families, whose two styles are no independent subjects; (nan, nan) for
+    fewer than two families.
+
+    A percentile bootstrap over a dozen subjects is too narrow: the same families in two styles count twice there.
+    """
+    from scipy.stats import t
+
+    means = np.array(list(by_family(values).values()))
+    if len(means) < 2:
+        return float("nan"), float("nan")
+    half = t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
+    return float(means.mean() - half), float(means.mean() + half)
+
+
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's coefficient, ties sharing their mean rank; nan if a side is constant."""
     a, b = _ranks(x), _ranks(y)
@@ -39,10 +54,11 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
-    """The rows of one split under the configuration, and for rules of sketches the form of the method, that came last; of a
-    rule's the schedule that came last, and of what remains the number and strength of which there is most; at the steps at
-    which every finished run was measured, for who looks more often finds a lower lowest."""
-    rows = _latest([r for r in rows if r["split"] == split and not r["variant"]], lambda r: r["config"])
+    """The finished runs of one split under the configuration and length, and for rules of sketches the form of the method,
+    that came last; of a rule's the schedule that came last, and of what remains the number and strength of which there is
+    most; at the steps at which every run was measured, for who looks more often finds a lower lowest."""
+    rows = [r for r in rows if r["split"] == split and not r["variant"]]
+    rows = _latest(rows, lambda r: (r["config"], r["total_steps"]))
     newest = next((r["selection"] for r in reversed(rows) if r["selection"]), None)
     kept = []
     for rule in ALL_RULES:
@@ -90,13 +106,15 @@ class Point(NamedTuple):
 
 
 def predicted_and_measured(by_rule: dict[str, list[dict]], prediction: str) -> list[Point]:
-    """The points of every run that the field `prediction` is known of and that has its `none`."""
+    """The points of every run that has its `none` and the field `prediction`, made by the form of the method that the rows
+    of sketches are of."""
+    newest = next((r["selection"] for rows in by_rule.values() for r in rows if r["selection"]), None)
     losses = {rule: at_last_step(rows) for rule, rows in by_rule.items()}
     none = losses.get("none", {})
     return [
         Point(value, losses[rule][run] / none[run], rule, run)
         for rule, rows in by_rule.items()
-        for run, value in at_last_step(rows, prediction).items()
+        for run, value in at_last_step([r for r in rows if r.get("predicted_by") == newest], prediction).items()
         if run in losses[rule] and run in none
     ]
 
@@ -129,22 +147,29 @@ def mean_over_subjects(values: Values) -> float:
 
 
 def _by_run(rows: Sequence[dict], pick: Callable[[list[dict]], float | None]) -> Values:
-    """A run that has not come to the last step that there are rows of is left out: its best may be to come."""
-    runs, last = {}, max((r["step"] for r in rows), default=0)
+    """A run that has not come to its end is left out: its best may be to come."""
+    runs: dict[tuple, list[dict]] = {}
     for r in rows:
         runs.setdefault((r["style"], r["subject"], r["seed"]), []).append(r)
-    finished = {key: run for key, run in runs.items() if max(r["step"] for r in run) == last}
+    finished = {key: run for key, run in runs.items() if any(map(_ends, run))}
     return {key: value for key, run in finished.items() if (value := pick(run)) is not None}
 
 
 def _at_common_steps(rows: list[dict]) -> list[dict]:
+    def run_of(r: dict) -> tuple:
+        return r["rule"], r["style"], r["subject"], r["seed"]
+
+    finished = {run_of(r) for r in rows if _ends(r)}
     runs: dict[tuple, set[int]] = {}
     for r in rows:
-        if r["rule"] != "backbone":  # no training: its one row counts at every step
-            runs.setdefault((r["rule"], r["style"], r["subject"], r["seed"]), set()).add(r["step"])
-    last = max((step for steps in runs.values() for step in steps), default=0)
-    common = set.intersection(*(steps for steps in runs.values() if last in steps)) if runs else set()
-    return [r for r in rows if r["step"] in common or r["rule"] == "backbone"]
+        if run_of(r) in finished and r["rule"] != "backbone":  # no training: its one row counts at every step
+            runs.setdefault(run_of(r), set()).add(r["step"])
+    common = set.intersection(*runs.values()) if runs else set()
+    return [r for r in rows if run_of(r) in finished and (r["step"] in common or r["rule"] == "backbone")]
+
+
+def _ends(row: dict) -> bool:
+    return row["step"] == row["total_steps"] or row["rule"] == "backbone"
 
 
 def _order(row: dict) -> float:

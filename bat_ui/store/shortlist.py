@@ -7,24 +7,19 @@ Left out on purpose: any judgement of benefit; near is not yet good.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
-from bat_ui.files import replacing, write_json
 from bat_ui.store.duplicates import SAME_PICTURE
 from bat_ui.store.rows import fingerprint
 from bat_ui.store.table import Store
 
-TENSORS, MARKER = "shortlist.safetensors", "shortlist.json"
 # Root mean square between fingerprints, in grey levels.  What a CLIP model calls equal must be below to be a
 # near-duplicate, or else arrows up and down and faces in other moods are lost.
 ALIKE_PICTURE = 12.0
@@ -57,27 +52,6 @@ class Shortlist:
         texts = {name: tuple(getattr(self, name)[i] for i in order.tolist()) for name in ("ids", "captions", "origins")}
         tensors = {name: getattr(self, name)[order] for name in ("vectors", "similarity", "class_similarity")}
         return replace(self, **texts, **tensors)
-
-    def save(self, folder: str | Path) -> None:
-        """Write two files into `folder`, the JSON one last; a shortlist that was there before is replaced."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARKER).unlink(missing_ok=True)
-        tensors = {name: getattr(self, name).contiguous() for name in ("vectors", "similarity", "class_similarity")}
-        with replacing(folder / TENSORS) as draft:
-            safetensors.torch.save_file(tensors, draft)
-        texts = {name: getattr(self, name) for name in ("ids", "captions", "origins", "store_version")}
-        write_json(folder / MARKER, texts)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Shortlist:
-        """Raises UserError if `folder` holds no complete shortlist."""
-        folder = Path(folder)
-        if not (folder / MARKER).is_file() or not (folder / TENSORS).is_file():
-            raise UserError(f"'{folder}' holds no complete shortlist: select backbone pictures first.")
-        texts = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(folder / TENSORS)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in texts.items()}, **tensors)
 
 
 def shortlist(

@@ -5,9 +5,11 @@ import pytest
 from bat_ui.evaluation.checkpoints import regrets
 
 
-def row(step, rule="none", **measured):
-    base = {"style": "flat", "subject": "cat", "seed": 0, "rule": rule, "step": step, "pres": 0.5, "diversity": 0.2}
-    return base | measured
+def row(step, rule="none", *, clip_i, clip_t, seed=0, **truth):
+    """What a person's run measures of the given pictures, and the truth, which no way to choose may see."""
+    run = {"style": "flat", "subject": "cat", "seed": seed, "rule": rule, "step": step}
+    shown = {"clip_i": clip_i, "clip_t": clip_t, "pres": 0.5, "diversity": 0.2}
+    return run | truth | {"validation": shown, "clip_i": 1 - step / 1000}
 
 
 BARE = row(0, "backbone", clip_i=0.5, clip_t=0.3, heldout_loss=0.5, clip_member=0.5)
@@ -38,3 +40,12 @@ def test_where_none_can_be_recommended_the_last_step_is_kept():
     last = row(100, clip_i=0.3, clip_t=0.3, heldout_loss=0.45, clip_member=0.5)
     [value] = regrets([BARE, first, last])["heldout_loss"]["recommended"].values()
     assert value == pytest.approx(0.05)
+
+
+def test_a_run_is_compared_with_the_backbone_as_it_draws_its_own_pictures():
+    # Other pictures are given at another seed; beside seed 1's the first step is no better than nothing.
+    other = row(0, "backbone", seed=1, clip_i=0.58, clip_t=0.3, heldout_loss=0.5, clip_member=0.5)
+    early = row(50, clip_i=0.57, clip_t=0.3, heldout_loss=0.40, clip_member=0.6)
+    late = row(100, clip_i=0.59, clip_t=0.1, heldout_loss=0.45, clip_member=0.5)
+    [value] = regrets([BARE, other, early, late])["heldout_loss"]["recommended"].values()
+    assert value == 0

@@ -11,6 +11,7 @@ from bat_ui.evaluation.values import (
     at_last_step,
     bootstrap_interval,
     correlation_within,
+    family_interval,
     lowest_at_first,
     main_rows,
     over_seeds,
@@ -23,7 +24,7 @@ from bat_ui.evaluation.values import (
 def row(subject, seed, step, loss, rule="none", **more):
     base = {"split": "suite", "style": "flat", "subject": subject, "seed": seed, "step": step, "heldout_loss": loss}
     base |= {"rule": rule, "config": "c", "variant": "", "number": 40, "strength": 1.0}
-    base |= {"schedule": None, "selection": None}
+    base |= {"schedule": None, "selection": None, "total_steps": 1}
     return base | more
 
 
@@ -41,6 +42,13 @@ def test_the_bootstrap_interval_of_two_values_is_exact():
     assert math.isnan(bootstrap_interval([1.0])[0])
 
 
+def test_the_interval_over_families_is_students_whatever_the_styles():
+    # Family means -1 and 3: mean 1, standard error 2, and the 97.5 % quantile of t with one degree of freedom is 12.706.
+    values = {("flat", "a"): -2.0, ("outlined", "a"): 0.0, ("flat", "b"): 3.0}
+    assert family_interval(values) == pytest.approx((1 - 2 * 12.7062, 1 + 2 * 12.7062), abs=1e-3)
+    assert math.isnan(family_interval({("flat", "a"): 1.0, ("outlined", "a"): 2.0})[0])
+
+
 def test_rank_correlation_sees_order_only_and_shares_ties():
     assert rank_correlation([1, 2, 3], [1, 10, 1000]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
@@ -50,18 +58,21 @@ def test_rank_correlation_sees_order_only_and_shares_ties():
 
 
 def test_best_and_last_steps_are_each_runs_own():
-    rows = [row("a", 0, 1, 0.5), row("a", 0, 2, 0.3), row("a", 0, 3, 0.9), row("a", 1, 1, 0.2), row("a", 1, 3, 0.4)]
+    losses = {("a", 0): (0.5, 0.3, 0.9), ("a", 1): (0.2, 0.6, 0.4)}
+    rows = [row(*run, i, x, total_steps=3) for run, values in losses.items() for i, x in enumerate(values, start=1)]
     assert over_seeds(at_best_step(rows)) == {("flat", "a"): pytest.approx(0.25)}
     assert over_seeds(at_last_step(rows)) == {("flat", "a"): pytest.approx(0.65)}
 
 
 def test_a_run_that_is_not_finished_counts_for_nothing():
     rows = [row("a", 0, 1, 0.5), row("a", 0, 2, 0.3), row("b", 0, 1, 0.1)]
+    rows = [r | {"total_steps": 2} for r in rows]
     assert at_best_step(rows) == at_last_step(rows) == {("flat", "a", 0): 0.3}
+    assert at_last_step(rows[2:]) == {}  # of a rule that has finished nothing its longest run is no end either
 
 
 def test_a_run_that_is_not_finished_has_no_cell_among_the_subjects():
-    rows = [row("a", 0, 25, 0.3), row("a", 0, 400, 0.25), row("b", 0, 25, 0.4)]
+    rows = [row(*run, total_steps=400) for run in (("a", 0, 25, 0.3), ("a", 0, 400, 0.25), ("b", 0, 25, 0.4))]
     finished, other = _every_subject({"none": rows}).splitlines()[-2:]
     assert "250.0 / 250.0" in finished and other.split("|")[-2].strip() == ""
 
@@ -94,19 +105,28 @@ def test_runs_in_which_pictures_gained_weight_in_an_earlier_way_are_left_out():
 
 
 def test_a_rule_that_was_measured_more_often_has_no_lower_lowest_for_it():
-    often = [row("a", 0, step, loss) for step, loss in ((50, 0.1), (100, 0.3), (200, 0.4))]
-    rare = [row("a", 0, step, loss, rule="albat") for step, loss in ((100, 0.3), (200, 0.2))]
-    unfinished, plain = row("a", 1, 100, 0.3, rule="albat"), row("a", 0, 0, 0.9, rule="backbone")
-    assert main_rows([*often, *rare, unfinished, plain]) == [plain, *often[1:], *rare, unfinished]
+    often = [row("a", 0, step, loss, total_steps=200) for step, loss in ((50, 0.1), (100, 0.3), (200, 0.4))]
+    rare = [row("a", 0, step, loss, "albat", total_steps=200) for step, loss in ((100, 0.3), (200, 0.2))]
+    unfinished = row("a", 1, 100, 0.3, "albat", total_steps=200)
+    plain = row("a", 0, 0, 0.9, "backbone", total_steps=200)
+    assert main_rows([*often, *rare, unfinished, plain]) == [plain, *often[1:], *rare]
+
+
+def test_runs_of_another_length_are_left_out():
+    long, short = row("a", 0, 1, 0.5), row("a", 0, 2, 0.4, total_steps=2)
+    assert main_rows([long, short]) == [short] and main_rows([short, long]) == [long]
 
 
 def test_it_is_told_which_runs_were_lowest_at_their_first_step():
     rows = [
-        row("a", 0, 100, 0.1),
-        row("a", 0, 200, 0.2),
-        row("b", 0, 100, 0.3),
-        row("b", 0, 200, 0.2),
-        row("c", 0, 100, 0.1),
+        row(*run, total_steps=200)
+        for run in (
+            ("a", 0, 100, 0.1),
+            ("a", 0, 200, 0.2),
+            ("b", 0, 100, 0.3),
+            ("b", 0, 200, 0.2),
+            ("c", 0, 100, 0.1),
+        )
     ]
     assert lowest_at_first(rows) == {("flat", "a", 0): 1.0, ("flat", "b", 0): 0.0}
 
@@ -121,3 +141,11 @@ def test_predictions_are_compared_over_the_rules_of_one_run():
     }  # fmt: skip
     assert correlation_within(points) == {("flat", "x"): pytest.approx(1)}
     assert correlation_within(points[:2]) == {}
+
+
+def test_predictions_of_an_earlier_method_are_not_shown_beside_the_newest():
+    none = row("x", 0, 1, 2.0, rho=1.0, predicted_by="old")
+    albat = row("x", 0, 1, 1.0, "albat", rho=0.5, predicted_by="new", selection="new")
+    random = row("x", 0, 1, 1.5, "random", rho=0.1, predicted_by="old")
+    points = predicted_and_measured({"none": [none], "albat": [albat], "random": [random]}, "rho")
+    assert [(p.rule, p.predicted, p.measured) for p in points] == [("albat", 0.5, 0.5)]

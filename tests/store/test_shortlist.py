@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from bat_ui.errors import UserError
-from bat_ui.store.shortlist import Shortlist, shortlist
+from bat_ui.store.shortlist import shortlist
 
 DIM = 8
 EYE = np.eye(DIM)
@@ -124,24 +124,6 @@ def test_those_nearest_to_the_class_can_come_first(store, clip, subject):
 def test_a_store_smaller_than_the_size_comes_whole(store, clip, subject):
     found = shortlist(store, clip, [subject], [], "a cat", size=400, num_random=50)
     assert sorted(found.ids) == sorted(store.ids)
-
-
-def test_a_saved_shortlist_loads_as_it_was(store, clip, subject, tmp_path):
-    found = shortlist(store, clip, [subject], [], "a cat", size=6)
-    found.save(tmp_path / "selection")
-    again = Shortlist.load(tmp_path / "selection")
-    assert again.ids == found.ids and again.captions == found.captions and again.origins == found.origins
-    assert again.store_version == store.info.version
-    assert torch.equal(again.vectors, found.vectors)
-    assert torch.equal(again.similarity, found.similarity)
-    assert torch.equal(again.class_similarity, found.class_similarity)
-
-
-def test_a_half_saved_shortlist_is_refused(store, clip, subject, tmp_path):
-    shortlist(store, clip, [subject], [], "a cat", size=6).save(tmp_path)
-    (tmp_path / "shortlist.json").unlink()
-    with pytest.raises(UserError, match="select backbone pictures"):
-        Shortlist.load(tmp_path)
 
 
 def test_bad_input_is_refused_with_a_sentence(store, clip, new_clip, subject):
