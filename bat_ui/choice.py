@@ -90,10 +90,14 @@ class Choice:
     store: dict = field(default_factory=dict)
 
     def suggested(self, settings: TrainingSettings) -> TrainingSettings:
-        """A run's settings with the lambda of its last step, however long the selection was told it would be, and when."""
+        """A run's settings with the lambda of its last step, however long the selection was told it would be, and when.
+
+        What the pictures bear stays; where they bear all that the schedule asks for, it is what this run's length asks for.
+        """
         strength = self.strength
         if self.left_out:
-            strength *= most_strength(settings.steps, self.subject_steps) / self.most_strength
+            most = most_strength(settings.steps, self.subject_steps)
+            strength = most if strength >= round(self.most_strength, 6) else min(strength, most)
         alone = self.subject_steps if settings.subject_steps is None else settings.subject_steps
         return replace(settings, strength=settings.strength * strength, subject_steps=alone)
 

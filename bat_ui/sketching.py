@@ -26,7 +26,7 @@ from bat_ui.training.speed import checkpointing
 
 SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
 SIZED = 16  # candidates whose Gauss-Newton trace is taken, by which the curvature of all is sized
-CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the subject's
+CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the judges of all
 PICTURES_PER_GROUP = 20
 CLASS_LIKE = 40  # of the nearest candidates make up the risk's curvature Q: what the adapter will be asked to draw
 
@@ -47,18 +47,14 @@ def sketch_candidates(
     vectors (n, d): the candidates' CLIP vectors, by which they are grouped.  `judges` are pictures that the surrogate does
     not see, such as the truth where it is known; they judge the candidates as one fold that has the surrogate of all.
     """
-    subject_keys = torch.arange(len(subject))
     with lora(backbone, training.rank, settings.seed) as weights:
         projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
-
-        def sketch_subject(vectors: int) -> BatchSketch:
-            draw = backbone.draw(SUBJECT_DRAWS, step_generator(settings.seed, -SUBJECT_STREAM))
-            return sketch_images(backbone, subject, subject_keys, draw, projection, vectors, "gauss_newton", settings.seed)
-
-        start = sketch_subject(0)
         for step in train(backbone, weights, new_optimizer(weights, training), subject, None, training):
             progress("Training the surrogate", step.number, training.steps)
-        adapted = sketch_subject(SUBJECT_VECTORS)
+        draw = backbone.draw(SUBJECT_DRAWS, step_generator(settings.seed, -SUBJECT_STREAM))
+        adapted = sketch_images(
+            backbone, subject, torch.arange(len(subject)), draw, projection, SUBJECT_VECTORS, "gauss_newton", settings.seed
+        )
         gradients, curvature = _sketch_all(
             backbone, ids, candidates, projection, 1, settings, "Sketching backbone pictures", progress
         )
@@ -73,7 +69,6 @@ def sketch_candidates(
         curvature,
         adapted.curvature.cpu(),
         risk=curvature[:CLASS_LIKE].flatten(0, 1) / min(CLASS_LIKE, len(ids)) ** 0.5,
-        start_gradients=start.gradients.cpu(),
         **judged,
     )
 
@@ -103,7 +98,7 @@ def sketch_folds(
             others = subject[rest]
             for step in train(backbone, weights, new_optimizer(weights, training), others, None, training):
                 progress(f"Training the surrogate of fold {fold + 1}", step.number, training.steps)
-            judged = _judge(backbone, subject[left], SUBJECT_STREAM + 1 + fold, projection, settings.seed, left)
+            judged = _judge(backbone, subject[left], JUDGE_STREAM + 1 + fold, projection, settings.seed, left)
             judges.append(judged["judges"])
             judge_curvature.append(judged["judge_curvature"])
             what = f"Sketching at fold {fold + 1}"

@@ -27,6 +27,7 @@ RULES = (
 )  # fmt: skip
 STRENGTHENED = ("albat", "by_group", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
+JUDGED = ("cross_fit", "gradient_cosine", "gradient_dot")  # by left-out subject images
 METHOD = 15  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 # Bounds of the default number: so many at least, and from there on none that counts less than this beside a subject image.
 # by_image ranks by the weights that FEWEST images have.
@@ -41,7 +42,6 @@ class Sketches:
     gradients (n, k), curvature (n, r, k): the candidates at the surrogate.
     adaptation_curvature (a, r, k): the subject images at the surrogate.
     risk (l, k): vectors of Q, sum of outer products = mean curvature of class-like images; empty: of all candidates.
-    start_gradients (a, k): the subject images at the untrained adapter, for gradient_cosine where there are no judges.
     judges (f, d, k): left-out subject images at each fold's surrogate, SUMMED over the fold's images, in d draws that
         are independent of the candidates'. judge_curvature (f, s, k): vectors of their summed curvature.
     fold_gradients (f, n, k): the candidates at each fold's surrogate.
@@ -55,7 +55,6 @@ class Sketches:
     curvature: Tensor
     adaptation_curvature: Tensor
     risk: Tensor
-    start_gradients: Tensor
     judges: Tensor
     judge_curvature: Tensor
     fold_gradients: Tensor
@@ -85,7 +84,6 @@ def make_sketches(
     size = gradients.shape[1]
     empty = {
         "risk": (0, size),
-        "start_gradients": (0, size),
         "judges": (0, 0, size),
         "judge_curvature": (0, 0, size),
         "fold_gradients": (0, len(ids), size),
@@ -209,7 +207,7 @@ def select(
     """
     if rule not in RULES:
         raise UserError(f"There is no selection rule called {rule}: choose one of {', '.join(RULES)}.")
-    if rule in ("cross_fit", "gradient_dot") and assessment.scores is None:
+    if rule in JUDGED and assessment.scores is None:
         raise UserError("The cross-fitted rules need left-out subject images: sketch the subject in folds.")
     s, where = sketches, {name: i for i, name in enumerate(sketches.ids)}
     unknown = [name for name in (*excluded, *forced) if name not in where]
@@ -229,8 +227,8 @@ def select(
     ranking = _rank(s, assessment, rule, allowed, first, last, shares, limit)
     errors, gains = ranking.errors, ranking.gains
     if rule in PREDICTED:
-        errors = predicted_errors(s, assessment, ranking.order, shares)
-    if rule in ("albat", "without_validity"):
+        disagreement = dict.fromkeys(assessment.strengths, 0.0) if rule == "without_validity" else None
+        errors = predicted_errors(s, assessment, ranking.order, shares, disagreement=disagreement)
         gains = errors[:-1] - errors[1:]
     size, harmless = len(ranking.order), allowed & ~last
     if rule == "without_benefit":
@@ -259,13 +257,20 @@ def select(
     )
 
 
-def predicted_errors(s: Sketches, a: Assessment, order: Tensor, shares: Shares, sizes: int = SIZES) -> Tensor:
-    """E(S) of the first 0, 1, .. images of an order (m + 1,), each set with the weights that training gives it."""
-    given = len(s.adaptation_curvature)
+def predicted_errors(
+    s: Sketches,
+    a: Assessment,
+    order: Tensor,
+    shares: Shares,
+    sizes: int = SIZES,
+    disagreement: dict[int, float] | None = None,
+) -> Tensor:
+    """E(S) of the first 0, 1, .. images of an order (m + 1,), each set with the weights that training gives it; lam_j /
+    sigma^2 by group label as it was assessed, if None."""
+    given, found = len(s.adaptation_curvature), a.validity.disagreement() if disagreement is None else disagreement
     return error_curve(
         s.curvature[order], s.groups[order], lambda size: given * shares.of(order[:size]), risk_of(s),
-        s.adaptation_curvature, noise=a.noise, ridge=a.ridge, disagreement=a.validity.disagreement(),
-        sizes=sizes,
+        s.adaptation_curvature, noise=a.noise, ridge=a.ridge, disagreement=found, sizes=sizes,
     )  # fmt: skip
 
 
@@ -317,8 +322,7 @@ def _rank(
     elif rule == "gradient_dot":
         score = torch.einsum("fk,fnk->n", s.judges.mean(1), s.fold_gradients) / len(s.judges)
     else:
-        target = s.judges if len(s.judges) else s.start_gradients
-        score = gradient_cosine(s.gradients, target)
+        score = gradient_cosine(s.gradients, s.judges)
     order = torch.argsort(score + 4.0 * first, descending=True, stable=True)
     order = order[(allowed | first)[order]][:limit]
     return Ranking(order, score[order], score.new_zeros(0))

@@ -2,8 +2,8 @@
 
 In: a subject's name and a seed, or a folder.  Out: `Case`, which has the given pictures as a `Subject` and, for held-out
 families, all their other members as the truth.  `monkeys` is kept for tuning, beside families that the backbone knows in
-other colours, so the suite has 12 subjects, 6 families in both styles, of which tuning saw none.  (The clocks would not do:
-hardly anything overfits on them, so nothing is to tune.)
+other colours, so the suite has 12 subjects, 6 families in both styles.  (The clocks would not do: hardly anything overfits
+on them, so nothing is to tune.)  What ALBAT is was decided on some of the suite's subjects as well (theory.md says which).
 """
 
 from __future__ import annotations
@@ -96,8 +96,10 @@ def _held_out(family: str, style: str) -> recoloured.Family:
 
 
 def photo_case(folder: Path, class_noun: str, template: str) -> Case:
-    """A folder of photos, all of them given.  Raises UserError as `prepare_subject` does."""
+    """A folder of photos, all of them given.  Raises UserError as `prepare_subject` does, and for a single photo."""
     subject = prepare_subject(subject_files(folder), class_noun, IDENTIFIER, caption_template=template)
+    if len(subject.images) < 2:
+        raise UserError("One photo cannot be left out to judge by: give a folder with two or more.")
     prompt = " ".join(template.format(identifier="", class_noun=class_noun).split())
     return Case(folder.name, "photos", subject, (), (), prompt)
 

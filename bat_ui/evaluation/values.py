@@ -69,7 +69,7 @@ def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
 
 
 def at_best_step(rows: Sequence[dict], measure: str = "heldout_loss") -> Values:
-    """A measure at each run's step of lowest held-out loss (of lowest `measure` where there is no truth)."""
+    """A measure at each run's step of lowest held-out loss (at its last one where there is no truth)."""
     return _by_run(rows, lambda run: min(run, key=lambda r: _order(r))[measure])
 
 
@@ -173,6 +173,7 @@ def _ends(row: dict) -> bool:
 
 
 def _order(row: dict) -> float:
+    """Less is better; where no truth is known the last step counts as the best."""
     return row["heldout_loss"] if row["heldout_loss"] is not None else -row["step"]
 
 

@@ -73,7 +73,7 @@ def shortlist(
     the largest cosine to a caption without the identifier.  A candidate is left out as a duplicate, of a subject
     picture or of a candidate before it, if their fingerprints agree to SAME_PICTURE, or if their cosine exceeds
     `duplicate_cosine` and their fingerprints agree to ALIKE_PICTURE.  Equal arguments give equal results.
-    Raises UserError without pictures or class prompt, or if `clip` is not the model of the store.
+    Raises UserError without pictures or class prompt, if nothing is left, or if `clip` is not the model of the store.
     """
     if not subject_images:
         raise UserError("Add at least one picture of the subject.")
@@ -100,6 +100,8 @@ def shortlist(
             break
         chosen.add([(i, "random") for i in store.ids_at(order[start : start + _Chosen.CHUNK].tolist())], missing)
 
+    if not chosen.ids:
+        raise UserError("Every picture of this store is one of your own: choose another store.")
     vectors = store.vectors_of(chosen.ids)
     return Shortlist(
         ids=tuple(chosen.ids),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bat_ui.albat.selection import FEWEST, RULES, Sketches, assess, make_sketches, select
+from bat_ui.albat.selection import FEWEST, PREDICTED, RULES, Sketches, assess, make_sketches, select
 from bat_ui.albat.strength import LEAST, MOST
 from bat_ui.errors import UserError
 
@@ -28,7 +28,7 @@ def made():
     y = (x * (truth + 2 * away * (groups == 1)[:, None])).sum(1) + 0.3 * torch.randn(102, generator=g)
     return make_sketches(
         tuple(f"image {i}" for i in range(102)), groups, x * (x @ fit(seen, wanted) - y)[:, None], x[:, None],
-        seen[:, None], risk=torch.eye(10), start_gradients=-seen * wanted[:, None],
+        seen[:, None], risk=torch.eye(10),
         judges=(seen * ((seen * folds).sum(1) - wanted)[:, None])[:, None], judge_curvature=seen[:, None],
         fold_gradients=torch.stack([x * (x @ f - y)[:, None] for f in folds]),
     )  # fmt: skip
@@ -55,8 +55,6 @@ def test_albat_takes_the_group_that_agrees_and_the_harmful_one_last(made, assess
     selection = select(made, assessed, "albat", 12)
     assert len(selection.chosen) == 12
     assert {int(name.split()[1]) // 50 for name in selection.chosen} <= {0, 2}
-    assert np.all(select(made, assessed, "by_group", 12).gains > 0)
-    assert np.allclose(selection.gains, selection.errors[:-1] - selection.errors[1:])
     assert selection.errors[12] < 0.5 * selection.errors[0]
     assert 0 < selection.knee < 50
     assert assessed.strengths[1] < 0.1 * assessed.strengths[0]
@@ -64,6 +62,21 @@ def test_albat_takes_the_group_that_agrees_and_the_harmful_one_last(made, assess
     assert {int(name.split()[1]) // 50 for name in everything.chosen[-50:]} == {1}  # it comes last
     strict = select(made, assessed, "albat", 102, strict=True)
     assert {int(name.split()[1]) for name in strict.chosen} == set(range(50))
+
+
+@pytest.mark.parametrize("rule", PREDICTED)
+def test_gains_are_the_steps_of_the_curve(made, assessed, rule):
+    selection = select(made, assessed, rule, 12)
+    assert np.allclose(selection.gains, selection.errors[:-1] - selection.errors[1:])
+
+
+def test_without_validity_reckons_with_no_disagreement(made, assessed):
+    """Of the nearest 60 images ten are of the harmful group: their variance counts for both, their bias for albat alone."""
+    albat = select(made, assessed, "albat", 12)
+    forced = select(made, assessed, "albat", 60, forced=tuple(f"image {i}" for i in range(60)))
+    blind = select(made, assessed, "without_validity", 60)
+    assert blind.order[:60].tolist() == forced.order[:60].tolist()
+    assert blind.errors[60] < albat.errors[12] < forced.errors[60]
 
 
 def test_by_itself_no_harmful_image_fills_up_a_short_list(made, assessed):

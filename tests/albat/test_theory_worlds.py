@@ -53,7 +53,6 @@ def sketches_of(q, xa, ya, x, y, group):
         t(x)[:, None],
         t(xa)[:, None],
         risk=t(np.sqrt(q)),
-        start_gradients=t(-xa * ya[:, None]),
         judges=t(np.stack([xa[i] * (xa[i] @ f - ya[i]) for i, f in enumerate(folds)]))[:, None],
         judge_curvature=t(xa)[:, None],
         fold_gradients=t(np.stack([x * (x @ f - y)[:, None] for f in folds])),

@@ -133,3 +133,9 @@ def test_bad_input_is_refused_with_a_sentence(store, clip, new_clip, subject):
         shortlist(store, clip, [subject], [], "  ")
     with pytest.raises(UserError, match="another CLIP model"):
         shortlist(store, new_clip(digest="other"), [subject], [], "a cat")
+
+
+def test_a_store_of_the_subjects_own_pictures_says_so(build, clip, subject):
+    store = build([("mine", subject, EYE[0])])
+    with pytest.raises(UserError, match="choose another store"):
+        shortlist(store, clip, [subject], [], "a cat")
