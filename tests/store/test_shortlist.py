@@ -1,10 +1,16 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from bat_ui.errors import UserError
+from bat_ui.project import Clock, silent
+from bat_ui.search import choose_nearest
+from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.store.shortlist import shortlist
+from bat_ui.subject import Subject
 
 DIM = 8
 EYE = np.eye(DIM)
@@ -139,3 +145,10 @@ def test_a_store_of_the_subjects_own_pictures_says_so(build, clip, subject):
     store = build([("mine", subject, EYE[0])])
     with pytest.raises(UserError, match="choose another store"):
         shortlist(store, clip, [subject], [], "a cat")
+
+
+def test_the_nearest_rule_gives_no_place_to_neighbours_of_the_class(store, clip, subject):
+    backbone, settings = SimpleNamespace(clip=clip, class_prompt=lambda noun: "a cat"), SelectionSettings("nearest", 8, 8)
+    mine = Subject((subject,), ("a sks cat",), ("one",), "cat", "sks", ("no",))
+    choice = choose_nearest(None, backbone, store, mine, settings, TrainingSettings(), silent, Clock())
+    assert {c.id for c in choice.chosen} == {f"0-{n}" for n in range(8)}
