@@ -133,7 +133,10 @@ def _loss_table(by_rule: dict[str, list[dict]]) -> str:
             line.append(f"{1000 * mean_over_subjects(values):.2f}" if values else "")
             line += [_interval(paired(values, at(by_rule.get(ref, [])))) if rule != ref else "" for ref in REFERENCES]
         table.append(line)
-    return "## Held-out loss x 1000, with paired differences\n\n" + _markdown(table)
+    note = (
+        "The losses are means over the runs that a rule has; where rules have not the same runs, only differences compare.\n"
+    )
+    return "## Held-out loss x 1000, with paired differences\n\n" + _markdown(table) + "\n" + note
 
 
 def _metric_table(by_rule: dict[str, list[dict]], title: str) -> str:
@@ -155,7 +158,8 @@ def _metric_table(by_rule: dict[str, list[dict]], title: str) -> str:
         "CLIP-I: mean cosine of generated to true pictures; own truth: each held-out member, drawn from its true caption, "
         "against its own picture; CLIP-T: against the prompt without the identifier; diversity: mean 1 - cosine of samples "
         "of one prompt, in CLIP space and not LPIPS; PRES: class-prompt pictures against the subject, lower is less drift; "
-        "prior loss: on a fixed random sample of the store (`backbone` shows it without an adapter). The encoder is the "
+        "prior loss: on a fixed random sample of the store (`backbone` shows it without an adapter; `whole_store` trains on "
+        "these pictures, too). The encoder is the "
         "backbone's own CLIP.\n"
     )
     return f"## {title}\n\n" + _markdown(table) + "\n" + note
