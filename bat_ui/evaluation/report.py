@@ -134,7 +134,7 @@ def _loss_table(by_rule: dict[str, list[dict]]) -> str:
             line += [_interval(paired(values, at(by_rule.get(ref, [])))) if rule != ref else "" for ref in REFERENCES]
         table.append(line)
     note = (
-        "The losses are means over the runs that a rule has; where rules have not the same runs, only differences compare.\n"
+        "Losses are means over the runs that a rule has; where rules have not the same runs, only differences compare.\n"
     )
     return "## Held-out loss x 1000, with paired differences\n\n" + _markdown(table) + "\n" + note
 
