@@ -21,7 +21,9 @@ from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSetti
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    args = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = build_parser().parse_args(words)
+    args.words = words
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("bat_ui").setLevel(logging.INFO)
     try:
@@ -105,8 +107,14 @@ def _choose(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from bat_ui.training.processes import launch, launched, leaving
+
+    if args.processes > 1 and not launched():
+        _project(args)  # complains of a folder that is none once and not in every process
+        launch(args.processes, args.words)
     project, backbone = _open(args)
-    _run_training(project, backbone, args, args.resume)
+    with leaving():
+        _run_training(project, backbone, args, args.resume)
 
 
 def _run_training(run, backbone, args: argparse.Namespace, resume: bool = False) -> None:

@@ -185,6 +185,7 @@ def run_training(
             "pictures": pictures | {"backbone_by_origin": counts(choice)},
             "steps": losses[-1]["step"] if losses else 0,
             "loss_of_last_50_steps": mean,
+            "processes": together.count,
             "memory": peak_memory(),
             "seconds": clock.seconds,
         },

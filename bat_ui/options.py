@@ -87,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = _verb(verbs, "train", "train the adapter of a project")
     train.add_argument("project", type=Path, help="folder that `select` wrote")
+    train.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="share the training out among N processes, a GPU each"
+    )
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint, with the same settings")
     _add_settings(train, TrainingSettings, ValidationSettings)
 

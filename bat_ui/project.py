@@ -25,7 +25,7 @@ import platformdirs
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, write_json
 from bat_ui.hardware import describe_hardware, peak_memory
-from bat_ui.processes import is_alive, started_at
+from bat_ui.processes import is_alive, job_process, started_at
 from bat_ui.settings import read_settings
 
 Settings = TypeVar("Settings")
@@ -283,7 +283,7 @@ class StatusWriter:
 
     def __init__(self, run: Run, verb: str):
         self.run, self.verb = run, verb
-        began, pid = time.time(), os.getpid()
+        began, pid = time.time(), job_process()
         self.record = {"verb": verb, "state": "running", "pid": pid, "pid_started": started_at(pid), "started": began}
         self.record |= {"message": "", "parts": {}}
         self._last = self._called = 0.0

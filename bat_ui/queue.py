@@ -1,5 +1,7 @@
 """The queue: verbs of the command line as jobs, one at a time on each device, each a process that outlives the server.
 
+A training may ask for several devices and then has them to itself.
+
 A download is prepared beside them, on the processor, so that nobody waits for a training to take home another one's LoRA.
 
 In: a project or one of its runs, a verb, settings.  Out: rows in the registry's table of jobs, processes, and the verbs'
@@ -26,7 +28,7 @@ from bat_ui.errors import UserError, explained
 from bat_ui.files import write_json
 from bat_ui.hardware import devices
 from bat_ui.options import option_name
-from bat_ui.processes import find_process, is_alive, started_at
+from bat_ui.processes import find_process, is_alive, kill_tree, started_at
 from bat_ui.project import Run, projects_folder
 from bat_ui.registry import database, query
 
@@ -43,6 +45,7 @@ NOUNS = {
 }
 PLACE = {"ingest": ["--project"]}  # what a verb's folder is called on the command line, where it does not come first
 BESIDE, DESK = "export", "desk"  # the verb that needs no device, and what it has instead
+UNSETTLED = "SELECT * FROM jobs WHERE state IN ('waiting', 'running') ORDER BY state = 'waiting', id"
 SECONDS = 0.5  # between two looks at the queue
 TO_START = 10.0  # seconds after which a started job without a process id was forgotten by a server that died
 SILENT = "It ended without a last word; perhaps the machine ran out of memory or was switched off."
@@ -67,6 +70,17 @@ class Job:
     created: float
     started: float | None
     ended: float | None
+
+    @property
+    def devices(self) -> list[str]:
+        """What it computes on; empty while it waits."""
+        return self.device.split(",") if self.device else []
+
+    @property
+    def processes(self) -> int:
+        """How many devices it asks for."""
+        said = [word.partition("=")[2] for word in self.arguments if word.startswith("--processes=")]
+        return int(said[-1]) if said else 1
 
     @property
     def place(self) -> Run:
@@ -155,10 +169,10 @@ def stop(job: Job, now: bool = False) -> None:
     job.place.stop_file(job.verb).parent.mkdir(parents=True, exist_ok=True)
     job.place.stop_file(job.verb).touch()
     if is_alive(job.pid, job.pid_started):
-        with suppress(ProcessLookupError):
-            if now:
-                os.killpg(job.pid, signal.SIGKILL)  # a job leads a process group of its own
-            else:
+        if now:
+            kill_tree(job.pid)
+        elif job.processes == 1:  # a launcher of several would end the others at once
+            with suppress(ProcessLookupError):
                 os.kill(job.pid, signal.SIGTERM)  # reaches it before it reads stop files, too
 
 
@@ -178,10 +192,8 @@ def advance() -> None:
             except Exception:  # one that cannot be put down must not keep the others from it
                 log.exception("The end of job %d could not be put down", job.id)
     if any(job.state == "waiting" for job in _unsettled()):
-        for device in (*devices(), DESK):
-            job = _claim(device)
-            if job is not None:
-                _start(job)
+        while (job := _claim()) is not None:
+            _start(job)
 
 
 def keep_going() -> threading.Thread:
@@ -202,8 +214,7 @@ def keep_going() -> threading.Thread:
 
 
 def _unsettled() -> list[Job]:
-    rows = query("SELECT * FROM jobs WHERE state IN ('waiting', 'running') ORDER BY state = 'waiting', id")
-    return [_job(row) for row in rows]
+    return [_job(row) for row in query(UNSETTLED)]
 
 
 def _has_ended(job: Job) -> bool:
@@ -211,22 +222,28 @@ def _has_ended(job: Job) -> bool:
     return job.pid is not None and said.get("pid") == job.pid and said["state"] in ("done", "stopped")
 
 
-def _claim(device: str) -> Job | None:
-    """The first waiting job whose folder nobody works in, now running on `device`; None if there is none or it is taken."""
+def _claim() -> Job | None:
+    """The first waiting job whose folder nobody works in and that has as many free devices as it asks for, now running on
+    them; None if there is none.  Nobody overtakes one that waits for several devices."""
     with database() as db:
-        row = db.execute(
-            "SELECT id FROM jobs WHERE state = 'waiting' AND (verb = ?) = ? "
-            "AND NOT EXISTS (SELECT 1 FROM jobs AS r WHERE r.state = 'running' AND r.device = ?) "
-            "AND NOT EXISTS (SELECT 1 FROM jobs AS r WHERE r.state = 'running' "
-            "                AND r.project = jobs.project AND r.run = jobs.run) "
-            "ORDER BY id LIMIT 1",
-            (BESIDE, device == DESK, device),
-        ).fetchone()
-        if row is None:
-            return None
-        now = time.time()
-        db.execute("UPDATE jobs SET state = 'running', device = ?, started = ? WHERE id = ?", (device, now, row["id"]))
-    return find(row["id"])
+        jobs = [_job(row) for row in db.execute(UNSETTLED).fetchall()]
+        running = [job for job in jobs if job.state == "running"]
+        folders, taken = {(job.project, job.run) for job in running}, {d for job in running for d in job.devices}
+        every = devices()
+        free = {True: [DESK], False: every}
+        free = {beside: [d for d in found if d not in taken] for beside, found in free.items()}
+        for job in jobs:
+            if job.state == "running" or (job.project, job.run) in folders:
+                continue
+            beside = job.verb == BESIDE
+            wanted = min(job.processes, len(every))
+            if len(free[beside]) < wanted:
+                free[beside] = []
+                continue
+            device, now = ",".join(free[beside][:wanted]), time.time()
+            db.execute("UPDATE jobs SET state = 'running', device = ?, started = ? WHERE id = ?", (device, now, job.id))
+            return find(job.id)
+    return None
 
 
 def _start(job: Job) -> None:
@@ -242,7 +259,7 @@ def _start(job: Job) -> None:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **_visible(job.device)},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **_visible(job.devices)},
             )
     except (OSError, ValueError) as problem:  # such as a text that no command line can hold
         _end(job, "failed")
@@ -269,15 +286,15 @@ def _first_word(job: Job) -> dict:
     return said | {"what": "Starting", "done": 0, "total": 1, "first": 0, "since": now, "updated": now, "message": ""}
 
 
-def _visible(device: str) -> dict[str, str]:
-    """The environment in which a process sees its own GPU alone, and none at the desk."""
-    kind, _, number = device.partition(":")
-    if device == DESK:
+def _visible(own: list[str]) -> dict[str, str]:
+    """The environment in which a process sees its own GPUs alone, and none at the desk."""
+    if own == [DESK]:
         return {"CUDA_VISIBLE_DEVICES": ""}
-    if kind != "cuda":
+    numbers = [device.partition(":")[2] for device in own if device.startswith("cuda:")]
+    if not numbers:
         return {}
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": seen.split(",")[int(number)] if seen else number}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[int(n)] if seen else n for n in numbers)}
 
 
 def _runs(job: Job) -> bool:

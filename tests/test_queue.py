@@ -82,6 +82,41 @@ def test_each_device_has_its_own_job_and_sees_itself_alone(program, monkeypatch)
     assert [job.place.log_file("train").read_text().strip() for job in jobs[:2]] == ["5", "7"]
 
 
+def test_a_training_gets_all_the_devices_that_it_asks_for_and_nobody_overtakes_it(program, monkeypatch):
+    monkeypatch.setattr(queue, "devices", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    program("import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(60)")
+    first, shared, last = new_job(), queue.add(registry.make(), "train", ["--processes=2"]), new_job()
+    queue.advance()
+    assert [job.device for job in queue.active()] == ["cuda:0", None, None], "the second GPU waits for the first"
+    queue.stop(first, now=True)
+    advance_until(lambda: queue.find(shared.id).state == "running")
+    assert queue.find(shared.id).devices == ["cuda:0", "cuda:1"] and queue.find(last.id).state == "waiting"
+    advance_until(lambda: shared.place.log_file("train").read_text())
+    assert shared.place.log_file("train").read_text() == "5,7\n"
+
+
+def test_of_fewer_devices_than_asked_for_a_training_takes_all(program, monkeypatch):
+    program(SLEEP)
+    job = queue.add(registry.make(), "train", ["--processes=4"])
+    queue.advance()
+    assert queue.find(job.id).devices == ["cpu"]
+
+
+def test_stopped_at_once_a_job_takes_its_helpers_with_it(program, tmp_path, monkeypatch):
+    """As a launcher's processes are, these are in a session of their own, where no signal to its group reaches them."""
+    child = "import os, time; open(os.environ['CHILD'], 'w').write(str(os.getpid())); time.sleep(60)"
+    monkeypatch.setenv("CHILD", str(tmp_path / "child"))
+    program(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)")
+    job = new_job()
+    advance_until(lambda: (tmp_path / "child").is_file() and (tmp_path / "child").read_text())
+    pid = int((tmp_path / "child").read_text())
+    began = started_at(pid)
+    assert is_alive(pid, began)
+    queue.stop(job, now=True)
+    advance_until(lambda: not is_alive(pid, began))
+
+
 @pytest.mark.parametrize("text", ["a\0b", "half an emoji \ud83d"])
 def test_a_text_that_no_command_line_can_hold_fails_alone(text, program):
     program(WORD)

@@ -133,9 +133,7 @@ def _loss_table(by_rule: dict[str, list[dict]]) -> str:
             line.append(f"{1000 * mean_over_subjects(values):.2f}" if values else "")
             line += [_interval(paired(values, at(by_rule.get(ref, [])))) if rule != ref else "" for ref in REFERENCES]
         table.append(line)
-    note = (
-        "Losses are means over the runs that a rule has; where rules have not the same runs, only differences compare.\n"
-    )
+    note = "Losses are means over the runs that a rule has; where rules have not the same runs, only differences compare.\n"
     return "## Held-out loss x 1000, with paired differences\n\n" + _markdown(table) + "\n" + note
 
 

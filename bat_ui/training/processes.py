@@ -1,17 +1,25 @@
-"""Several processes, one GPU each: how `accelerate launch` makes them share a training run.
+"""Several processes, one GPU each: how a launcher, torchrun or `accelerate launch`, makes them share a training run.
 
-In: the environment that the launcher sets.  Out: `Processes`, which shares a batch out and adds the gradients up.  The
-adapter is small, so its gradients are summed in one message and nothing is wrapped; one process is the plain case.
+In: how many there are to be, or the environment that the launcher sets.  Out: `Processes`, which shares a batch out and
+adds the gradients up.  The adapter is small, so its gradients are summed in one message and nothing is wrapped; one process
+is the plain case.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+from bat_ui.errors import UserError
+from bat_ui.hardware import gpus
+from bat_ui.processes import LAUNCHER
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,37 @@ class Processes:
             PartialState().wait_for_everyone()
 
 
+def launched() -> bool:
+    """Whether a launcher started this process."""
+    return "WORLD_SIZE" in os.environ or LAUNCHER in os.environ
+
+
+def launch(count: int, words: Sequence[str]) -> NoReturn:
+    """Begin `python -m bat_ui WORDS` anew as `count` processes, in the place of this one.
+
+    Raises UserError if there are GPUs, but not so many.
+    """
+    there = gpus()
+    if there and count > there:
+        raise UserError(f"This machine has {there} GPU{'s' * (there > 1)}: ask for no more processes.")
+    os.environ[LAUNCHER] = str(os.getpid())
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "bat_ui", *words])
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """At the end of the block the processes part from one another in order."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def processes() -> Processes:
     """The processes that the launcher started; just this one without a launcher."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Processes()
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.num_processes, state.process_index)

@@ -17,6 +17,7 @@ from bat_ui import queue, registry
 from bat_ui.errors import UserError
 from bat_ui.estimate import estimate
 from bat_ui.files import read_json, read_json_lines
+from bat_ui.hardware import gpus
 from bat_ui.presets import MEMORY
 from bat_ui.project import Project, Run
 from bat_ui.settings import SCHEDULES, TrainingSettings, ValidationSettings
@@ -97,6 +98,11 @@ def build_training_step(shared: Shared) -> Step:
                 [("all there is", "auto"), *((f"{size} GB", size) for size in MEMORY if size.isdigit())],
                 value=model.memory, label="Graphics memory", info="To get by with.", visible=model.photos,
                 elem_id="memory",
+            )  # fmt: skip
+            there = gpus()
+            processes = gr.Slider(
+                1, max(there, 2), step=1, value=1, label="GPUs", info="That share this training.", visible=there > 1,
+                elem_id="gpus",
             )  # fmt: skip
         with gr.Row():
             validation = bound(
@@ -179,28 +185,28 @@ def build_training_step(shared: Shared) -> Step:
     def expect(project_id: str, *values) -> list[str]:
         return [_expected(opened(project_id), dict(zip(COSTLY, values)), model.photos)]
 
-    def start(project_id: str, memory: str, **values) -> Updates:
+    def start(project_id: str, memory: str, gpus: int, **values) -> Updates:
         """Train an adapter on the subject and the chosen backbone pictures, as a new run in the queue; see `run_status`.
-        `memory` is the graphics memory to get by with in gigabytes, or auto."""
+        `memory` is the graphics memory to get by with in gigabytes, or auto; `gpus` are how many share the training."""
         project = required(project_id)
         settings = settings_from(TrainingSettings, values), settings_from(ValidationSettings, values)
         run = project.new_run(*settings)
         try:
-            queue.add(run, "train", [*_within(model, memory), *queue.options(settings)])
+            queue.add(run, "train", [*_within(model, memory), *_among(gpus), *queue.options(settings)])
         except BaseException:
             shutil.rmtree(run.folder, ignore_errors=True)
             raise
         project.remember(*settings)
         return follow(project, run.folder.name)
 
-    def go_on_training(project_id: str, wanted: str, memory: str) -> Updates:
+    def go_on_training(project_id: str, wanted: str, memory: str, gpus: int) -> Updates:
         """Go on with a stopped or failed run, the latest if `wanted` names none, from its last checkpoint."""
         project = required(project_id)
         run = _required_run(project, wanted)
         if queue.status(run, "train")["state"] == "done":
             raise UserError("This run is trained to its end: train again for another one.")
         settings = [run.remembered(kind) for kind in (TrainingSettings, ValidationSettings)]
-        queue.add(run, "train", [*_within(model, memory), "--resume", *queue.options(settings)])
+        queue.add(run, "train", [*_within(model, memory), *_among(gpus), "--resume", *queue.options(settings)])
         return follow(project, run.folder.name)
 
     def halt(project_id: str, wanted: str) -> Updates:
@@ -222,11 +228,13 @@ def build_training_step(shared: Shared) -> Step:
     shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
     shared.heartbeat.mirror(draw, [id, chosen], moving)
     shared.heartbeat.mirror(expect, [id, *(widgets[name] for name in COSTLY)], [expected])
-    begin.click(answering(message, start), [id, memory], [message, *own], inputs_kwargs=widgets, api_name="train")
+    begin.click(answering(message, start), [id, memory, processes], [message, *own], inputs_kwargs=widgets, api_name="train")
     runs.click(answering(message, look_at), id, [message, *own], **private)
     stop.click(answering(message, halt), [id, chosen], [message, *own], api_name="stop_training")
     stop_now.click(answering(message, halt_now), [id, chosen], [message, *own], api_name="stop_training_now")
-    resume.click(answering(message, go_on_training), [id, chosen, memory], [message, *own], api_name="resume_training")
+    resume.click(
+        answering(message, go_on_training), [id, chosen, memory, processes], [message, *own], api_name="resume_training"
+    )
     go_on.click(lambda: gr.Tabs(selected=4), None, shared.tabs, **private)
     gr.api(list_runs, api_name="list_runs")
     gr.api(run_status, api_name="run_status")
@@ -277,6 +285,14 @@ def _within(model: Model, memory: str) -> list[str]:
     if memory not in MEMORY:
         raise UserError(f"There is no such graphics memory: choose one of {', '.join(MEMORY)}.")
     return replace(model, memory=memory).options
+
+
+def _among(wanted: float) -> list[str]:
+    """What a worker is told of the GPUs that share a training.  Raises UserError for more than there are."""
+    most = max(gpus(), 1)
+    if not 1 <= wanted <= most:
+        raise UserError(f"A training can have 1 to {most} GPUs on this machine: choose among them.")
+    return [f"--processes={int(wanted)}"] if wanted > 1 else []
 
 
 def _expected(project: Project | None, values: dict[str, Any], photos: bool) -> str:
