@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.files import whole_folder
 from bat_ui.samples import step_name
+from bat_ui.training.loop import LOSS_SCALE
 from bat_ui.training.lora import save_lora
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
@@ -61,11 +62,15 @@ def restore_checkpoint(checkpoint: Path, weights: dict[str, torch.nn.Parameter],
         keys = [key for key in state if key.startswith(f"optimizer/{name}/")]
         moments[i] = {key.rsplit("/", 1)[1]: state[key] for key in keys}
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    if LOSS_SCALE in state:
+        optimizer.param_groups[0][LOSS_SCALE] = float(state[LOSS_SCALE])
     return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["step"]
 
 
 def _state(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     state = {}
+    if LOSS_SCALE in optimizer.param_groups[0]:
+        state[LOSS_SCALE] = torch.tensor(optimizer.param_groups[0][LOSS_SCALE])
     for name, parameter in weights.items():
         state[f"weight/{name}"] = parameter.detach().cpu().contiguous()
         for key, value in optimizer.state[parameter].items():

@@ -22,6 +22,7 @@ from bat_ui.training.processes import Processes, processes
 from bat_ui.training.speed import learning_rates, new_optimizer, ready_to_train
 
 __all__ = ["Encoded", "Step", "new_optimizer", "train"]
+LOSS_SCALE = "loss_scale"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def train(
     """
     together = together or processes()
     learns_text = any(name.startswith("text_encoder") for name in weights)
-    scaler = torch.amp.GradScaler(backbone.device.type, enabled=backbone.dtype == torch.float16)
+    # The scale of half precision's losses goes with the optimizer, so that a resumed run has it, too; it only ever falls.
+    scale, half = optimizer.param_groups[0].setdefault(LOSS_SCALE, 2.0**16), backbone.dtype == torch.float16
+    scaler = torch.amp.GradScaler(backbone.device.type, init_scale=scale, growth_interval=2**30, enabled=half)
     learning_rate = learning_rates(settings)
     with ready_to_train(backbone, settings.steps - start):
         for step in range(start, settings.steps):
@@ -89,6 +92,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
             scaler.step(optimizer)
             scaler.update()
+            optimizer.param_groups[0][LOSS_SCALE] = scaler.get_scale() if half else scale
             yield Step(
                 step + 1,
                 losses[:from_subject].mean().item(),

@@ -12,7 +12,8 @@ from bat_ui.backbones.encoded import Encoded
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
 from bat_ui.training import loop
-from bat_ui.training.loop import _draw_subject, backbone_part, new_optimizer, strength_at, train
+from bat_ui.training.checkpoint import restore_checkpoint, save_checkpoint
+from bat_ui.training.loop import LOSS_SCALE, _draw_subject, backbone_part, new_optimizer, strength_at, train
 from bat_ui.training.lora import lora
 from bat_ui.training.processes import Processes
 from bat_ui.training.speed import repays_compiling
@@ -207,6 +208,26 @@ def test_half_precision_trains_with_scaled_losses_and_float32_adapters(backbone,
             assert any(p.abs().max() > 0 for name, p in weights.items() if "lora_B" in name)
         losses.append([s.subject_loss for s in steps])
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_resumed_run_of_half_precision_ends_as_one_that_went_through(backbone, pictures, tmp_path):
+    """Its losses begin at a scale at which the first gradients overflow, as they do on real GPUs now and then."""
+    half = replace(backbone, pipeline=copy.deepcopy(backbone.pipeline).to(torch.float16))
+    settings, images = TrainingSettings(steps=6, rank=2, batch_size=2, learning_rate=1e-2), pictures(2, 0)
+    subject = Encoded(images.latents.half(), images.states.half())
+    with lora(half, 2, 0) as weights:
+        optimizer = new_optimizer(weights, settings)
+        optimizer.param_groups[0][LOSS_SCALE] = 2.0**40
+        for step in train(half, weights, optimizer, subject, None, settings):
+            if step.number == 3:
+                at = save_checkpoint(tmp_path, 3, half, weights, optimizer)
+        scale, through = optimizer.param_groups[0][LOSS_SCALE], {n: p.detach().clone() for n, p in weights.items()}
+    assert scale < 2.0**40
+    with lora(half, 2, 1) as weights:
+        optimizer = new_optimizer(weights, settings)
+        list(train(half, weights, optimizer, subject, None, settings, restore_checkpoint(at, weights, optimizer)))
+        assert optimizer.param_groups[0][LOSS_SCALE] == scale
+        assert all(torch.equal(p, through[name]) for name, p in weights.items())
 
 
 def test_attention_is_fused(backbone):
