@@ -121,8 +121,12 @@ def sketch_images(
     vectors: int,
     curvature: str,
     seed: int,
+    done: Callable[[int], None] = lambda count: None,
 ) -> BatchSketch:
-    """Sketch b images over the same timesteps (d,) and noises (d, c, h, w), as many rows at once as the preset allows."""
+    """Sketch b images over the same timesteps (d,) and noises (d, c, h, w), as many rows at once as the preset allows.
+
+    `done` is told how many are.
+    """
     draws, predict = len(draw[0]), _predictor(backbone, draw)
     at_once = min(backbone.preset.rows_at_once, draws)
     options = {"draws": draws, "draws_at_once": at_once, "vectors": vectors, "curvature": curvature, "seed": seed}
@@ -130,7 +134,7 @@ def sketch_images(
     def sketch_rows(rows: Tensor) -> BatchSketch:
         return sketch(backbone.unet, predict, images[rows], keys[rows], projection, **options)
 
-    return _in_passes(backbone, len(images), draws, sketch_rows)
+    return _in_passes(backbone, len(images), draws, sketch_rows, done)
 
 
 def _sketch_all(
@@ -151,15 +155,12 @@ def _sketch_all(
     """
     keys = torch.tensor([crc32(name.encode()) for name in ids])
     draw = backbone.draw(settings.draws, step_generator(settings.seed, -CANDIDATE_STREAM))
-    gradients, curvature, per_pass = [], [], max(backbone.preset.rows_at_once // settings.draws, 1)
-    for first in range(0, len(ids), per_pass):
-        rows = slice(first, first + per_pass)
-        part = candidates[rows]
-        made = sketch_images(backbone, part, keys[rows], draw, projection, vectors, "fisher", settings.seed)
-        gradients.append(made.gradients.cpu())
-        curvature.append(made.curvature.cpu())
-        progress(what, min(first + per_pass, len(ids)), len(ids))
-    gradients, curvature = torch.cat(gradients), torch.cat(curvature)
+
+    def done(count: int) -> None:
+        progress(what, count, len(ids))
+
+    made = sketch_images(backbone, candidates, keys, draw, projection, vectors, "fisher", settings.seed, done)
+    gradients, curvature = made.gradients.cpu(), made.curvature.cpu()
     if vectors:
         some = torch.linspace(0, len(ids) - 1, SIZED).round().long().unique()
         exact = sketch_images(backbone, candidates[some], keys[some], draw, projection, 1, "gauss_newton", settings.seed)
@@ -194,11 +195,20 @@ def _gradient_by_draw(backbone: Backbone, images: Encoded, draw: tuple[Tensor, T
     return made.gradients.view(len(images), count, -1).sum(0).cpu()
 
 
-def _in_passes(backbone: Backbone, images: int, draws: int, sketch_rows: Callable[[Tensor], BatchSketch]) -> BatchSketch:
+def _in_passes(
+    backbone: Backbone,
+    images: int,
+    draws: int,
+    sketch_rows: Callable[[Tensor], BatchSketch],
+    done: Callable[[int], None] = lambda count: None,
+) -> BatchSketch:
     """Sketches of `images`, as many in one pass as the preset has room for, at least one."""
-    passes = torch.arange(images).split(max(backbone.preset.rows_at_once // draws, 1))
+    made = []
     with checkpointing(backbone):
-        return BatchSketch(*map(torch.cat, zip(*map(sketch_rows, passes))))
+        for rows in torch.arange(images).split(max(backbone.preset.rows_at_once // draws, 1)):
+            made.append(sketch_rows(rows))
+            done(int(rows[-1]) + 1)
+    return BatchSketch(*map(torch.cat, zip(*made)))
 
 
 def _predictor(backbone: Backbone, draw: tuple[Tensor, Tensor]) -> Predict:

@@ -7,6 +7,7 @@ that was run is in the tables.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,13 @@ def write_report(rows: Sequence[dict], out: Path, cache: Path | None = None) -> 
     by_rule = rows_by_rule(suite)
     parts = ["# Evidence: which backbone pictures help an adapter\n", _introduction(suite)]
     if suite:
-        parts += [_headline(by_rule), _loss_table(by_rule), plot_bars(by_rule, out), plot_curves(by_rule, out)]
+        parts += [
+            _headline(by_rule),
+            _loss_table(by_rule),
+            _ratio_table(by_rule),
+            plot_bars(by_rule, out),
+            plot_curves(by_rule, out),
+        ]
         parts += [_prediction(by_rule, out), _metric_table(by_rule, "Metrics at the last step")]
         parts += [_checkpoint_table(suite), picture_grid(by_rule, out, cache), _every_subject(by_rule)]
     if photos:
@@ -135,6 +142,26 @@ def _loss_table(by_rule: dict[str, list[dict]]) -> str:
         table.append(line)
     note = "Losses are means over the runs that a rule has; where rules have not the same runs, only differences compare.\n"
     return "## Held-out loss x 1000, with paired differences\n\n" + _markdown(table) + "\n" + note
+
+
+def _ratio_table(by_rule: dict[str, list[dict]]) -> str:
+    """ALBAT's loss as a part of each other rule's: subjects differ in their losses by a factor of eight."""
+    table = [["albat beside", "best step", "worse for", "last step", "worse for", "runs"]]
+    for rule in by_rule:
+        line, common = [rule], {}
+        for at in (at_best_step, at_last_step):
+            logs = [{run: math.log(v) for run, v in at(by_rule.get(r, [])).items()} for r in ("albat", rule)]
+            common = logs[0].keys() & logs[1].keys()
+            if change := paired(*logs):
+                low, high = (math.exp(v) for v in family_interval(change))
+                mean = math.exp(statistics.fmean(by_family(change).values()))
+                interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
+                line += [f"{mean:.3f}{interval}", f"{sum(v > 0 for v in change.values())} of {len(change)}"]
+        if rule not in ("albat", "backbone") and common:
+            table.append([*line, str(len(common))])
+    note = "Geometric means over families with 95 % intervals as above, over the runs that both rules have; below 1 is better.\n"
+    heading = "## ALBAT's held-out loss as a part of another rule's\n\n"
+    return heading + _markdown(table) + "\n" + note if len(table) > 1 else ""
 
 
 def _metric_table(by_rule: dict[str, list[dict]], title: str) -> str:
