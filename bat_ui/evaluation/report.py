@@ -57,13 +57,8 @@ def write_report(rows: Sequence[dict], out: Path, cache: Path | None = None) -> 
     by_rule = rows_by_rule(suite)
     parts = ["# Evidence: which backbone pictures help an adapter\n", _introduction(suite)]
     if suite:
-        parts += [
-            _headline(by_rule),
-            _loss_table(by_rule),
-            _ratio_table(by_rule),
-            plot_bars(by_rule, out),
-            plot_curves(by_rule, out),
-        ]
+        parts += [_headline(by_rule), _loss_table(by_rule), _ratio_table(by_rule)]
+        parts += [plot_bars(by_rule, out), plot_curves(by_rule, out)]
         parts += [_prediction(by_rule, out), _metric_table(by_rule, "Metrics at the last step")]
         parts += [_checkpoint_table(suite), picture_grid(by_rule, out, cache), _every_subject(by_rule)]
     if photos:
@@ -159,7 +154,7 @@ def _ratio_table(by_rule: dict[str, list[dict]]) -> str:
                 line += [f"{mean:.3f}{interval}", f"{sum(v > 0 for v in change.values())} of {len(change)}"]
         if rule not in ("albat", "backbone") and common:
             table.append([*line, str(len(common))])
-    note = "Geometric means over families with 95 % intervals as above, over the runs that both rules have; below 1 is better.\n"
+    note = "Geometric means over families with 95 % intervals as above, of runs that both rules have; below 1 is better.\n"
     heading = "## ALBAT's held-out loss as a part of another rule's\n\n"
     return heading + _markdown(table) + "\n" + note if len(table) > 1 else ""
 

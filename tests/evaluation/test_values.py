@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bat_ui.evaluation.report import _every_subject
+from bat_ui.evaluation.report import _every_subject, _ratio_table
 from bat_ui.evaluation.values import (
     at_best_step,
     at_last_step,
@@ -149,3 +149,10 @@ def test_predictions_of_an_earlier_method_are_not_shown_beside_the_newest():
     random = row("x", 0, 1, 1.5, "random", rho=0.1, predicted_by="old")
     points = predicted_and_measured({"none": [none], "albat": [albat], "random": [random]}, "rho")
     assert [(p.rule, p.predicted, p.measured) for p in points] == [("albat", 0.5, 0.5)]
+
+
+def test_ratios_are_geometric_means_over_families_of_the_runs_that_both_have():
+    none = [row("a", 0, 1, 1.0), row("b", 0, 1, 0.2), row("c", 0, 1, 9.0)]
+    albat = [row("a", 0, 1, 0.5, "albat"), row("b", 0, 1, 0.4, "albat")]
+    shown = _ratio_table({"none": none, "albat": albat}).splitlines()[4]
+    assert shown.startswith("| none | 1.000 [") and "| 1 of 2 |" in shown and shown.endswith("| 2 |")
