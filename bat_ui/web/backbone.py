@@ -98,6 +98,8 @@ def build_backbone_step(shared: Shared) -> Step:
     message = message_box("backbone-message")
     panel = html("", elem_id="backbone-panel")
     curve = html("", elem_id="curve")
+    # Apart from what is drawn anew at every click, so that they stay open.
+    symbols = gr.HTML(candidates.SYMBOLS, visible=False, js_on_load=None, apply_default_css=False, elem_id="curve-symbols")
     with gr.Row(visible=False, elem_id="pick-tools") as tools:
         summary = html("", elem_id="backbone-summary")
         undo = gr.Button("Undo", interactive=False, elem_id="undo", size="sm", scale=0)
@@ -110,12 +112,29 @@ def build_backbone_step(shared: Shared) -> Step:
     compared = html("", elem_id="compared")
     with gr.Accordion("Groups and their verdicts", open=False, visible=False) as details:
         groups = gr.HTML("", js_on_load=TELL_WHICH_PICTURE_GROUP, apply_default_css=False, elem_id="groups")
+        html(candidates.SYMBOLS, elem_id="groups-symbols")
     cards = gr.HTML("", js_on_load=TELL_WHICH_PICTURE, apply_default_css=False, elem_id="candidates", render=False)
     more = gr.Button("Show all", visible=False, elem_id="show-more", render=False)
     further = gr.Accordion("Add pictures by hand", open=False, visible=False, elem_id="additions")
     order, limit = gr.State([]), gr.State(AT_ONCE)
     view = [id, order, limit, versus]
-    own = [find, stop, panel, summary, curve, tools, undo, comparing, use_rule, compared, cards, more, details, groups]
+    own = [
+        find,
+        stop,
+        panel,
+        summary,
+        curve,
+        symbols,
+        tools,
+        undo,
+        comparing,
+        use_rule,
+        compared,
+        cards,
+        more,
+        details,
+        groups,
+    ]
     own += [further, order]
 
     def follow(project: Project | None, known: list[str], count: int, rule: str) -> Updates:
@@ -135,6 +154,7 @@ def build_backbone_step(shared: Shared) -> Step:
             panel: _panel(project, status),
             summary: candidates.summary(choice) if choice else "",
             curve: candidates.curve(choice) + candidates.when(choice) if choice else "",
+            symbols: gr.update(visible=choice is not None and len(choice.errors) > 1),
             tools: gr.update(visible=choice is not None),
             undo: gr.update(interactive=listed and _can_undo(project), visible=listed),
             comparing: gr.update(visible=listed and bool(choice.comparable)),

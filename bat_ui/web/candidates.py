@@ -108,7 +108,7 @@ def curve(choice: Choice) -> str:
         won = (points[0][1] - points[choice.knee][1]) / (points[0][1] - best[1])
         rest = "repeat what is known" if won > 0.9 else "count for little each, or pull the model away"
         tells += f" {won:.0%} of that fall is won with {choice.knee}, as suggested; more of them {rest}."
-    return f"{chart}<p class='facts'>{tells}</p>{SYMBOLS}"
+    return f"{chart}<p class='facts'>{tells}</p>"
 
 
 def when(choice: Choice) -> str:
@@ -216,7 +216,7 @@ def groups(project: Project, choice: Choice) -> str:
         "<p>Pictures that look alike are judged together. Disagreement is 0 where a group pulls the adapter just where "
         "your pictures do, and 1 where it is as far off as an adapter that knows nothing; in brackets, where it lies with "
         "95% certainty. The best weight is how much a kind should count beside your pictures if it were the only one.</p>"
-        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{SYMBOLS}'
+        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 

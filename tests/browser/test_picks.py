@@ -105,9 +105,14 @@ def test_a_group_is_taken_and_dropped_by_one_click_each(copied, page):
     expect(row.locator("td").nth(2)).to_have_text(f"0 of {size}")
     page.get_by_role("button", name="Undo").click()
     expect(row.locator("td").nth(2)).to_have_text(f"{size} of {size}")
-    expect(page.locator("#groups details.symbols")).not_to_have_attribute("open", "")
-    page.locator("#groups summary").click()
-    expect(page.locator("#groups details.symbols")).to_contain_text("λ")
+    expect(page.locator("#groups-symbols details")).not_to_have_attribute("open", "")
+    page.locator("#groups-symbols summary").click()
+    expect(page.locator("#groups-symbols details")).to_contain_text("λ")
+    card = page.locator(".pick").first
+    before = card.get_attribute("aria-pressed")
+    card.click()
+    expect(card).not_to_have_attribute("aria-pressed", before)
+    expect(page.locator("#groups-symbols details")).to_have_attribute("open", "")
 
 
 def test_another_rule_is_compared_without_a_search_and_its_choice_can_be_taken(copied, page):

@@ -122,8 +122,3 @@ def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
 def test_a_verdict_says_what_it_rests_on(project, verdict, evidence, says):
     group = {**GROUPS[0], "verdict": verdict, "evidence": evidence}
     assert says in candidates.groups(project, replace(CHOICE, groups=(group,)))
-
-
-def test_the_symbols_are_one_click_away(project):
-    for markup in (candidates.curve(CHOICE), candidates.groups(project, CHOICE)):
-        assert "<details" in markup and "λ" in markup and "<details open" not in markup
