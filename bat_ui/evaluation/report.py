@@ -19,6 +19,7 @@ from bat_ui.evaluation.subjects import TUNING_FAMILIES
 from bat_ui.evaluation.values import (
     ALL_RULES,
     REFERENCES,
+    Values,
     at_best_step,
     at_last_step,
     bootstrap_interval,
@@ -36,6 +37,7 @@ from bat_ui.evaluation.values import (
 )
 
 COMMANDS = "commands.txt"  # every command that added to the results
+SAME = 0.005  # of a loss: before backbone pictures come in all runs are one, and came out this near on different machines
 PREDICTIONS = {
     "rho": "rho, as ranked",
     "rho_sandwich": "rho, sandwich form, as trained",
@@ -91,6 +93,7 @@ def _introduction(rows: Sequence[dict]) -> str:
         "in the geometric middle of t0 and the end). Under schedules 1 and 2 they had half of each batch, which was left "
         "out for the steps alone, and counted lambda (1 - t0 / t) at step t, or rose evenly to lambda. "
         "A subject's value is the mean over its seeds; a difference is taken between runs of the same subject and seed; "
+        "worse means by more than half a percent of the loss; "
         "intervals are 95 % by Student's t over families, two styles being one value, for these "
         "are no independent subjects. The best step is each run's own, by its held-out loss, "
         "for every rule alike. Lower is better for losses, pixel distance and PRES.\n\n"
@@ -106,10 +109,10 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
             lines.append(f"- Headroom at the {label} step: the oracle differs from none by {_interval(gap)}.")
         for rule in ("albat", "cross_fit"):
             if change := paired(at(by_rule.get(rule, [])), none):
-                worse = sum(v > 0 for v in change.values())
+                worse = _worse(_logs(at(by_rule.get(rule, [])), none))
                 lines.append(
                     f"- `{rule}` differs from none by {_interval(change)} at the {label} step and is worse for {worse} of "
-                    f"{len(change)} subjects. By a bootstrap over subjects, which is too narrow, the interval would be "
+                    f"{len(change)} subjects. By a bootstrap over subjects, which is too narrow, the interval would be"
                     f"{_span_of(bootstrap_interval([1000 * v for v in change.values()]))}."
                 )
     for rule in ("none", "albat"):
@@ -145,18 +148,28 @@ def _ratio_table(by_rule: dict[str, list[dict]]) -> str:
     for rule in by_rule:
         line, common = [rule], {}
         for at in (at_best_step, at_last_step):
-            logs = [{run: math.log(v) for run, v in at(by_rule.get(r, [])).items()} for r in ("albat", rule)]
-            common = logs[0].keys() & logs[1].keys()
-            if change := paired(*logs):
+            albat, other = (at(by_rule.get(r, [])) for r in ("albat", rule))
+            common = albat.keys() & other.keys()
+            if change := _logs(albat, other):
                 low, high = (math.exp(v) for v in family_interval(change))
                 mean = math.exp(statistics.fmean(by_family(change).values()))
                 interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
-                line += [f"{mean:.3f}{interval}", f"{sum(v > 0 for v in change.values())} of {len(change)}"]
+                line += [f"{mean:.3f}{interval}", f"{_worse(change)} of {len(change)}"]
         if rule not in ("albat", "backbone") and common:
             table.append([*line, str(len(common))])
     note = "Geometric means over families with 95 % intervals as above, of runs that both rules have; below 1 is better.\n"
     heading = "## ALBAT's held-out loss as a part of another rule's\n\n"
     return heading + _markdown(table) + "\n" + note if len(table) > 1 else ""
+
+
+def _logs(values: Values, reference: Values) -> Values:
+    """Log ratios to a reference by subject."""
+    return paired(*({run: math.log(v) for run, v in part.items()} for part in (values, reference)))
+
+
+def _worse(logs: Values) -> int:
+    """How many subjects are worse than the reference."""
+    return sum(v > SAME for v in logs.values())
 
 
 def _metric_table(by_rule: dict[str, list[dict]], title: str) -> str:
@@ -229,6 +242,8 @@ def _every_setting(rows: Sequence[dict]) -> str:
         found = groups[key]
         none = [r for r in rows if (r["split"], r["config"]) == key[:2] and r["rule"] == "none"]
         best, last = at_best_step(found), at_last_step(found)
+        if not best:  # no run of it has come to its end
+            continue
         number = "own" if key[4] is None else str(key[4])
         line = [key[0], " ".join(filter(None, key[1:3])), ALL_RULES[key[3]], number, *(str(part or "") for part in key[5:])]
         line += [str(len(over_seeds(best))), *(f"{1000 * mean_over_subjects(v):.2f}" for v in (best, last))]
