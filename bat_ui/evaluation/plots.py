@@ -5,6 +5,7 @@ In: rows by rule.  Out: files beside the report, and the line of markdown that s
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,12 +14,12 @@ from bat_ui.evaluation.plan import Job, picture_path
 from bat_ui.evaluation.subjects import load_case
 from bat_ui.evaluation.values import (
     Point,
+    Values,
     at_best_step,
     at_last_step,
-    by_family,
     family_interval,
-    mean_over_subjects,
-    paired,
+    log_ratios,
+    mean_over_families,
 )
 
 
@@ -28,43 +29,48 @@ def plot_bars(by_rule: dict[str, list[dict]], out: Path) -> str:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True)
     for axis, (label, at) in zip(axes, (("best", at_best_step), ("last", at_last_step))):
         none = at(by_rule.get("none", []))
-        rules = [r for r in by_rule if r not in ("none",) and paired(at(by_rule[r]), none)]
+        rules = [rule for rule in by_rule if rule != "none" and log_ratios(at(by_rule[rule]), none)]
         for i, rule in enumerate(rules):
-            change = {key: 1000 * v for key, v in paired(at(by_rule[rule]), none).items()}
-            mean, (low, high) = mean_over_subjects(by_family(change)), family_interval(change)
-            error = [[mean - low], [high - mean]] if low == low else None
-            axis.barh(i, mean, xerr=error, color="tab:orange" if rule == "albat" else "tab:blue", alpha=0.8, capsize=3)
+            logs = log_ratios(at(by_rule[rule]), none)
+            mean, *ends = (math.exp(x) for x in (mean_over_families(logs), *family_interval(logs)))
+            error = [[mean - ends[0]], [ends[1] - mean]] if ends[0] == ends[0] else None
+            colour = "tab:orange" if rule == "albat" else "tab:blue"
+            axis.barh(i, mean - 1, left=1, xerr=error, color=colour, alpha=0.8, capsize=3)
         axis.set_yticks(range(len(rules)), rules)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_xlabel(f"held-out loss x 1000 less none, {label} step (left is better)")
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_xlabel(f"held-out loss as a part of that of none, {label} step (left is better)")
     axes[0].invert_yaxis()  # shared
     _save(figure, out / "bars.png")
-    return "![differences to none, with 95 % intervals](bars.png)\n"
+    return "![losses beside none, with 95 % intervals](bars.png)\n"
 
 
 def plot_curves(by_rule: dict[str, list[dict]], out: Path) -> str:
+    """Each rule beside `none` at the same step of the same runs, for rules have not all the same runs."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.6))
     ticks = sorted({r["step"] for rows in by_rule.values() for r in rows if r["step"]})
     for axis, measure in zip(axes, ("heldout_loss", "prior_loss")):
         for i, (rule, rows) in enumerate(by_rule.items()):
-            steps = sorted({r["step"] for r in rows})
-            at_steps = [{(r["style"], r["subject"], r["seed"]): r[measure] for r in rows if r["step"] == s} for s in steps]
-            means = [mean_over_subjects(values) for values in at_steps]
-            if rule == "backbone":
-                axis.axhline(means[0], color="gray", linestyle=":", label=rule)
+            if rule in ("backbone", "none"):
                 continue
+            parts = [log_ratios(*(_at_step(r, step, measure) for r in (rows, by_rule.get("none", [])))) for step in ticks]
+            means = [math.exp(mean_over_families(logs)) if logs else float("nan") for logs in parts]
             wide = 2.6 if rule == "albat" else 1.2
-            axis.plot(steps, means, marker="o", markersize=3, linewidth=wide, label=rule, color=plt.cm.tab20(i % 20))
+            axis.plot(ticks, means, marker="o", markersize=3, linewidth=wide, label=rule, color=plt.cm.tab20(i % 20))
+        axis.axhline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_xticks(ticks, ticks)
         axis.minorticks_off()
         axis.set_xlabel("optimiser steps")
-        axis.set_ylabel(measure.replace("heldout", "held-out").replace("_", " "))
+        axis.set_ylabel(f"{measure.replace('heldout', 'held-out').replace('_', ' ')} as a part of that of none")
     axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, out / "curves.png")
-    return "![held-out and prior loss over steps](curves.png)\n"
+    return "![held-out and prior loss over steps, beside none](curves.png)\n"
+
+
+def _at_step(rows: list[dict], step: int, measure: str) -> Values:
+    return {(r["style"], r["subject"], r["seed"]): r[measure] for r in rows if r["step"] == step}
 
 
 def plot_predictions(points: dict[str, list[Point]], out: Path) -> str:

@@ -8,7 +8,6 @@ that was run is in the tables.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,11 +22,12 @@ from bat_ui.evaluation.values import (
     at_best_step,
     at_last_step,
     bootstrap_interval,
-    by_family,
     correlation_within,
     family_interval,
+    log_ratios,
     lowest_at_first,
     main_rows,
+    mean_over_families,
     mean_over_subjects,
     over_seeds,
     paired,
@@ -109,7 +109,7 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
             lines.append(f"- Headroom at the {label} step: the oracle differs from none by {_interval(gap)}.")
         for rule in ("albat", "cross_fit"):
             if change := paired(at(by_rule.get(rule, [])), none):
-                worse = _worse(_logs(at(by_rule.get(rule, [])), none))
+                worse = _worse(log_ratios(at(by_rule.get(rule, [])), none))
                 lines.append(
                     f"- `{rule}` differs from none by {_interval(change)} at the {label} step and is worse for {worse} of "
                     f"{len(change)} subjects. By a bootstrap over subjects, which is too narrow, the interval would be"
@@ -150,9 +150,9 @@ def _ratio_table(by_rule: dict[str, list[dict]]) -> str:
         for at in (at_best_step, at_last_step):
             albat, other = (at(by_rule.get(r, [])) for r in ("albat", rule))
             common = albat.keys() & other.keys()
-            if change := _logs(albat, other):
+            if change := log_ratios(albat, other):
                 low, high = (math.exp(v) for v in family_interval(change))
-                mean = math.exp(statistics.fmean(by_family(change).values()))
+                mean = math.exp(mean_over_families(change))
                 interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
                 line += [f"{mean:.3f}{interval}", f"{_worse(change)} of {len(change)}"]
         if rule not in ("albat", "backbone") and common:
@@ -160,11 +160,6 @@ def _ratio_table(by_rule: dict[str, list[dict]]) -> str:
     note = "Geometric means over families with 95 % intervals as above, of runs that both rules have; below 1 is better.\n"
     heading = "## ALBAT's held-out loss as a part of another rule's\n\n"
     return heading + _markdown(table) + "\n" + note if len(table) > 1 else ""
-
-
-def _logs(values: Values, reference: Values) -> Values:
-    """Log ratios to a reference by subject."""
-    return paired(*({run: math.log(v) for run, v in part.items()} for part in (values, reference)))
 
 
 def _worse(logs: Values) -> int:
@@ -270,7 +265,7 @@ def _interval(differences: dict[tuple[str, str], float], factor: float = 1000) -
     if not differences:
         return ""
     values = {key: factor * v for key, v in differences.items()}
-    return f"{statistics.fmean(by_family(values).values()):+.2f}{_span_of(family_interval(values))}"
+    return f"{mean_over_families(values):+.2f}{_span_of(family_interval(values))}"
 
 
 def _span_of(interval: tuple[float, float]) -> str:

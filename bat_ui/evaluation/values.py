@@ -6,6 +6,7 @@ mean over its seeds.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -96,6 +97,11 @@ def paired(values: Values, reference: Values) -> Values:
     return over_seeds({key: values[key] - reference[key] for key in values if key in reference})
 
 
+def log_ratios(values: Values, reference: Values) -> Values:
+    """Log ratios to a reference by subject: the mean over the seeds that both have run."""
+    return paired(*({run: math.log(v) for run, v in part.items()} for part in (values, reference)))
+
+
 class Point(NamedTuple):
     """A rule's predicted error and its held-out loss at the last step, as a part of that of `none`."""
 
@@ -140,6 +146,10 @@ def by_family(values: Values) -> Values:
     for (_, subject), value in values.items():
         families.setdefault((subject,), []).append(value)
     return {key: statistics.fmean(v) for key, v in families.items()}
+
+
+def mean_over_families(values: Values) -> float:
+    return statistics.fmean(by_family(values).values())
 
 
 def mean_over_subjects(values: Values) -> float:
