@@ -123,7 +123,7 @@ def _run_training(run, backbone, args: argparse.Namespace, resume: bool = False)
 
     kinds = (TrainingSettings, ValidationSettings)
     training, validation = (settings_of(kind, args, backbone, run.remembered(kind) if resume else None) for kind in kinds)
-    if not processes().is_main:  # of several that `accelerate launch` started; the main one tells and stops
+    if not processes().is_main:  # of several that a launcher started; the main one tells and stops
         line.run_training(run, backbone, training, resume=resume)
         return
     with Reporter(run, "train") as report:

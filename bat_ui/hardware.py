@@ -23,7 +23,7 @@ def describe_hardware() -> str:
 
 
 def best_device() -> torch.device:
-    """This process's GPU if there is one (the first, unless `accelerate launch` runs several processes), else the CPU."""
+    """This process's GPU if there is one (the first, unless a launcher runs several processes), else the CPU."""
     import torch
 
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
