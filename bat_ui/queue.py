@@ -230,17 +230,15 @@ def _claim() -> Job | None:
         running = [job for job in jobs if job.state == "running"]
         folders, taken = {(job.project, job.run) for job in running}, {d for job in running for d in job.devices}
         every = devices()
-        free = {True: [DESK], False: every}
-        free = {beside: [d for d in found if d not in taken] for beside, found in free.items()}
+        free = {True: [d for d in [DESK] if d not in taken], False: [d for d in every if d not in taken]}
         for job in jobs:
             if job.state == "running" or (job.project, job.run) in folders:
                 continue
-            beside = job.verb == BESIDE
-            wanted = min(job.processes, len(every))
-            if len(free[beside]) < wanted:
-                free[beside] = []
+            there, wanted = free[job.verb == BESIDE], min(job.processes, len(every))
+            if len(there) < wanted:
+                there.clear()
                 continue
-            device, now = ",".join(free[beside][:wanted]), time.time()
+            device, now = ",".join(there[:wanted]), time.time()
             db.execute("UPDATE jobs SET state = 'running', device = ?, started = ? WHERE id = ?", (device, now, job.id))
             return find(job.id)
     return None

@@ -17,7 +17,7 @@ from bat_ui.errors import UserError
 from bat_ui.evaluation.plan import EvaluationSettings, plan, shard
 from bat_ui.evaluation.report import COMMANDS, write_report
 from bat_ui.evaluation.results import config_of, read_rows, selection_of
-from bat_ui.evaluation.rules import SKETCHED, WHEN
+from bat_ui.evaluation.rules import POOLED
 from bat_ui.evaluation.suite import run
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
@@ -44,7 +44,7 @@ def evaluate(args: Namespace, command: str, load: Callable[[], Backbone]) -> Non
             r
             for r in read_rows(results)
             if (r["config"], r["variant"]) == (config, settings.variant)
-            and (r["rule"] not in (*SKETCHED, *WHEN) or r["selection"] == selection)
+            and (r["rule"] not in POOLED or r["selection"] == selection)
         ]
         jobs = plan(settings, mine, args.photos.name if args.photos else None)
         if args.shard:

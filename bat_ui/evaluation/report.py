@@ -145,7 +145,7 @@ def _loss_table(by_rule: dict[str, list[dict]]) -> str:
 def _ratio_table(by_rule: dict[str, list[dict]]) -> str:
     """ALBAT's loss as a part of each other rule's: subjects differ in their losses by a factor of eight."""
     table = [["albat beside", "best step", "worse for", "last step", "worse for", "runs"]]
-    for rule in by_rule:
+    for rule in [r for r in by_rule if r not in ("albat", "backbone")]:
         line, common = [rule], {}
         for at in (at_best_step, at_last_step):
             albat, other = (at(by_rule.get(r, [])) for r in ("albat", rule))
@@ -155,7 +155,7 @@ def _ratio_table(by_rule: dict[str, list[dict]]) -> str:
                 mean = math.exp(mean_over_families(change))
                 interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
                 line += [f"{mean:.3f}{interval}", f"{_worse(change)} of {len(change)}"]
-        if rule not in ("albat", "backbone") and common:
+        if common:
             table.append([*line, str(len(common))])
     note = "Geometric means over families with 95 % intervals as above, of runs that both rules have; below 1 is better.\n"
     heading = "## ALBAT's held-out loss as a part of another rule's\n\n"
@@ -244,7 +244,8 @@ def _every_setting(rows: Sequence[dict]) -> str:
         line += [str(len(over_seeds(best))), *(f"{1000 * mean_over_subjects(v):.2f}" for v in (best, last))]
         line += [_interval(paired(best, at_best_step(none))), _interval(paired(last, at_last_step(none)))]
         table.append(line)
-    return "## Everything that was run (losses x 1000)\n\n" + _markdown(table) if len(table) > 1 else ""
+    note = "Runs that have not come to their end are in results.jsonl alone.\n"
+    return "## Everything that was run (losses x 1000)\n\n" + _markdown(table) + "\n" + note if len(table) > 1 else ""
 
 
 def _prediction(by_rule: dict[str, list[dict]], out: Path) -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from bat_ui.albat.selection import METHOD
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.evaluation.plan import SCHEDULE, EvaluationSettings, Job
-from bat_ui.evaluation.rules import SKETCHED, WHEN, WITHOUT_PICTURES
+from bat_ui.evaluation.rules import POOLED, WITHOUT_PICTURES
 from bat_ui.files import read_json_lines
 from bat_ui.search import RANDOM_PART
 from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS
@@ -127,7 +127,7 @@ def keyed(job: Job, settings: EvaluationSettings, config: str, step: int) -> dic
         "variant": settings.variant,
         "generation": draws_samples(settings, step),
         "config": config,
-        "selection": selection_of(settings) if job.rule in (*SKETCHED, *WHEN) else None,
+        "selection": selection_of(settings) if job.rule in POOLED else None,
         "settings": {
             "given": settings.given,
             "rank": settings.training.rank,

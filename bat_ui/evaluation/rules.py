@@ -63,6 +63,7 @@ FOLDED = ("gradient_cosine", "cross_fit", "gradient_dot", *SHARED)  # judged
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
 # Pictures of another rule that come in as ALBAT's do: what of ALBAT's effect is which pictures, and what is when?
 WHEN = {"random_when": "random", "nearest_class_when": "nearest_class"}
+POOLED = (*SKETCHED, *WHEN)  # need what is found out about a subject before anything is chosen
 RULES = (
     "backbone",
     "none",

@@ -33,7 +33,7 @@ from bat_ui.evaluation.results import (
     read_rows,
     selection_of,
 )
-from bat_ui.evaluation.rules import EXTRA, FOLDED, SKETCHED, WHEN, Pool, World, choose, encode_store, make_pool, predict
+from bat_ui.evaluation.rules import EXTRA, FOLDED, POOLED, Pool, World, choose, encode_store, make_pool, predict
 from bat_ui.evaluation.subjects import Case, load_case, photo_case
 from bat_ui.files import read_json_lines
 from bat_ui.generation import generate
@@ -123,7 +123,7 @@ class Bench:
     def run(self, job: Job, steps: Sequence[int]) -> Iterable[dict]:
         """Train once, to the last of `steps`, and yield a row at each of them, measured while training waits."""
         s = self.settings
-        pool = self.pool() if job.rule in (*SKETCHED, *WHEN) or s.prediction else None
+        pool = self.pool() if job.rule in POOLED or s.prediction else None
         chosen = choose(job.rule, job.number, self.world, self.case, self.seed, pool, self.cache)
         strength = DEFAULT_STRENGTH if job.strength is None else job.strength
         training = replace(s.run(self.seed), strength=strength * chosen.strength)

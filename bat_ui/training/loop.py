@@ -56,7 +56,7 @@ def train(
     together = together or processes()
     learns_text = any(name.startswith("text_encoder") for name in weights)
     # The scale of half precision's losses goes with the optimizer, so that a resumed run has it, too; it only ever falls.
-    scale, half = optimizer.param_groups[0].setdefault(LOSS_SCALE, 2.0**16), backbone.dtype == torch.float16
+    scale, half = optimizer.param_groups[0].get(LOSS_SCALE, 2.0**16), backbone.dtype == torch.float16
     scaler = torch.amp.GradScaler(backbone.device.type, init_scale=scale, growth_interval=2**30, enabled=half)
     learning_rate = learning_rates(settings)
     with ready_to_train(backbone, settings.steps - start):
@@ -92,7 +92,8 @@ def train(
             torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
             scaler.step(optimizer)
             scaler.update()
-            optimizer.param_groups[0][LOSS_SCALE] = scaler.get_scale() if half else scale
+            if half:
+                optimizer.param_groups[0][LOSS_SCALE] = scaler.get_scale()
             yield Step(
                 step + 1,
                 losses[:from_subject].mean().item(),

@@ -118,24 +118,8 @@ def build_backbone_step(shared: Shared) -> Step:
     further = gr.Accordion("Add pictures by hand", open=False, visible=False, elem_id="additions")
     order, limit = gr.State([]), gr.State(AT_ONCE)
     view = [id, order, limit, versus]
-    own = [
-        find,
-        stop,
-        panel,
-        summary,
-        curve,
-        symbols,
-        tools,
-        undo,
-        comparing,
-        use_rule,
-        compared,
-        cards,
-        more,
-        details,
-        groups,
-    ]
-    own += [further, order]
+    own = [find, stop, panel, summary, curve, symbols, tools, undo, comparing, use_rule, compared]
+    own += [cards, more, details, groups, further, order]
 
     def follow(project: Project | None, known: list[str], count: int, rule: str) -> Updates:
         """All but the settings; the cards stay where they are, those of added pictures come first."""

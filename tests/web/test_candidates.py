@@ -122,3 +122,7 @@ def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
 def test_a_verdict_says_what_it_rests_on(project, verdict, evidence, says):
     group = {**GROUPS[0], "verdict": verdict, "evidence": evidence}
     assert says in candidates.groups(project, replace(CHOICE, groups=(group,)))
+
+
+def test_the_symbols_are_one_click_away():
+    assert "<details" in candidates.SYMBOLS and "λ" in candidates.SYMBOLS and "<details open" not in candidates.SYMBOLS
