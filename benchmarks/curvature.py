@@ -226,24 +226,20 @@ of each candidate, {SETTINGS.sketch_size} numbers a sketch.
 The trace of one image's matrix, Fisher's over Gauss-Newton's, and the cosine between the mean matrices over pairs of
 different images:
 
-{table(["subject", "5 %", "median", "95 %", "cosine"], ratios)}
+{record.table(["subject", "5 %", "median", "95 %", "cosine"], ratios)}
 
 What is estimated from each. The rank of a group is tr(H)^2 / tr(H^2), in the median. `{SIZED}` has the trace of the
 Gauss-Newton matrices, as the product has it:
 
-{table(["subject", "curvature", "rank of a group", "sigma^2", "groups", "valid", "harmful"], estimates)}
+{record.table(["subject", "curvature", "rank of a group", "sigma^2", "groups", "valid", "harmful"], estimates)}
 
 ## Along a training step, from step {BEFORE} to {AFTER}
 
 The change of the mean gradient beside what the sketched Gauss-Newton matrix makes of the step: their cosine, and the
 curvature along the step, sketched and as the gradients change:
 
-{table(["subject", "length of the step", "pictures", *STEP], steps)}
+{record.table(["subject", "length of the step", "pictures", *STEP], steps)}
 """
-
-
-def table(head: list[str], rows: list[list]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def headline(figures: dict) -> dict[str, float]:

@@ -28,3 +28,8 @@ def write(name: str, figures: dict, text: str, headline: dict[str, float]) -> No
     (DOCS / f"{name}.md").write_text(text.rstrip() + footer, encoding="utf-8")
     for key, value in headline.items():
         print(key, value)
+
+
+def table(head: list[str], rows: list[list]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *rows))
