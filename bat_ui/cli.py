@@ -207,6 +207,8 @@ def _ingest(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in names}
     with _ingest_progress(args.project) as progress, opened_source(args.source) as source:
         if source != args.source:  # unpacked: what it is called is not where it lies
+            if args.link:
+                raise UserError("A zip is unpacked for a while only: unpack it yourself, or leave out --link.")
             given["name"] = given["name"] or Path(args.source).stem
         report = ingest(source, store_place(args.store), clip, **given, progress=progress)
         progress.said = f"{report.info.title}: {report.added} new pictures, {report.info.count} in all."
@@ -217,6 +219,8 @@ def _ingest(args: argparse.Namespace) -> None:
     print(
         f"{info.title}: {info.count} pictures, {report.added} of them new; {report.known} of the source were there before."
     )
+    if report.recaptioned:
+        print(f"{report.recaptioned} of these have another caption now, which was taken.")
     print(f"Twice in the store: {report.exact} exact copies, {report.near} near ones.")
     if report.broken:
         print(f"Not usable: {len(report.broken)}, listed with the reason in broken.csv in the store. The first ones:")

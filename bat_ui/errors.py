@@ -16,6 +16,8 @@ def explained(problem: BaseException | None) -> str | None:
     """What an exception says to the user in one sentence; None if only a programmer can make sense of it."""
     if isinstance(problem, UserError):
         return str(problem)
+    if type(problem).__name__ == "OutOfMemoryError":  # torch's, which takes seconds to import
+        return "The graphics card has too little free memory: close what else uses it, or start with --memory 8."
     if getattr(problem, "errno", None) in FULL or any(words in str(problem) for words in FULL_WORDS):
         return "The disk is full: make room, then go on from where it stopped."
     return None

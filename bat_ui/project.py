@@ -288,7 +288,9 @@ class StatusWriter:
         self.record |= {"message": "", "parts": {}}
         self._last = self._called = 0.0
         self._busy: dict[str, list[float]] = {}  # for each part: how much was made, in how many seconds
-        run.stop_file(verb).unlink(missing_ok=True)
+        wish = run.stop_file(verb)
+        if wish.exists() and wish.stat().st_mtime < self.record["pid_started"]:  # to stop the one before
+            wish.unlink()
         self("Starting", 0, 1)
 
     def __call__(self, what: str, done: int, total: int) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bat_ui.errors import explained
 from bat_ui.hardware import mixed_dtype
 
 
@@ -14,3 +15,8 @@ from bat_ui.hardware import mixed_dtype
 def test_a_cpu_computes_in_bfloat16_only_where_it_need_not_emulate_it(capabilities, dtype, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert mixed_dtype(torch.device("cpu")) == dtype
+
+
+def test_too_little_graphics_memory_is_said_with_what_to_do():
+    assert "--memory 8" in explained(torch.OutOfMemoryError("CUDA out of memory."))
+    assert explained(RuntimeError("shape mismatch")) is None

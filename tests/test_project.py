@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from bat_ui.files import read_json, write_json
@@ -30,12 +31,15 @@ def test_a_run_whose_process_died_is_reported_as_failed(tmp_path):
     assert project.status("train")["state"] == "failed"
 
 
-def test_a_new_run_takes_back_an_old_wish_to_stop(tmp_path):
-    project = Project(tmp_path)
-    project.stop_file("train").parent.mkdir(parents=True)
-    project.stop_file("train").touch()
+def test_a_new_run_takes_back_an_old_wish_to_stop_but_not_one_of_its_own_time(tmp_path):
+    project, wish = Project(tmp_path), Project(tmp_path).stop_file("train")
+    wish.parent.mkdir(parents=True)
+    wish.touch()
     StatusWriter(project, "train")
-    assert not project.stop_file("train").exists()
+    assert wish.exists()
+    os.utime(wish, (0, psutil.Process().create_time() - 1))
+    StatusWriter(project, "train")
+    assert not wish.exists()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -27,7 +27,9 @@ from bat_ui.settings import PREDICTIONS
 CONFIGS = Path(__file__).parent / "configs"  # of single files, one diffusers folder without weights for each family
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 MODEL_FILES = (".safetensors", *PICKLED)
+WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 UNET = "model.diffusion_model."
+ZERO_TERMINAL = "ztsnr"  # a marker of SDXL checkpoints, as v_pred is
 FIRST_CONVOLUTION = UNET + "input_blocks.0.0.weight"
 PIPELINES = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
 ENCODERS = {  # of each family's single files: the beginning of a key that no other family has
@@ -39,10 +41,12 @@ ENCODERS = {  # of each family's single files: the beginning of a key that no ot
 
 @dataclass(frozen=True)
 class Found:
-    """What a checkpoint is: its family (sd15, sd21, sdxl) and what its UNet predicts."""
+    """What a checkpoint is: its family (sd15, sd21, sdxl), what its UNet predicts, and whether it was trained on a schedule
+    that ends in pure noise (zero terminal SNR)."""
 
     family: str
     prediction: str
+    zero_terminal: bool = False
 
 
 def load_pipeline(source: Path, dtype: torch.dtype, prediction: str | None = None):
@@ -58,8 +62,13 @@ def load_pipeline(source: Path, dtype: torch.dtype, prediction: str | None = Non
         predicted = prediction or found.prediction
         if predicted not in PREDICTIONS:
             raise UserError(f'{shown_name(source)} predicts "{predicted}": only {" and ".join(PREDICTIONS)} are supported.')
-        if pipeline.scheduler.config.prediction_type != predicted:
-            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=predicted)
+        said = {"prediction_type": predicted}
+        if found.zero_terminal:
+            said |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if any(pipeline.scheduler.config.get(key) != value for key, value in said.items()):
+            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **said)
+        if found.family == "sd21" and predicted == "epsilon" and source.is_file():
+            pipeline.unet.register_to_config(sample_size=64)  # the 512 pixel version, otherwise the same
     return pipeline, found.family
 
 
@@ -97,7 +106,7 @@ def recognise(source: Path) -> Found:
         raise UserError(f"{name} has no text encoder that is known: give the full checkpoint, not the UNet alone.")
     if not any(key.startswith("first_stage_model.") for key in keys):
         raise UserError(f"{name} has no autoencoder: give the full checkpoint, not the UNet alone.")
-    return Found(family, _prediction(family, source.stem.lower(), keys, metadata))
+    return Found(family, _prediction(family, source.stem.lower(), keys, metadata), zero_terminal=ZERO_TERMINAL in keys)
 
 
 def _prediction(family: str, stem: str, keys: set[str], metadata: dict[str, str]) -> str:
@@ -130,8 +139,6 @@ def _from_file(source: Path, dtype: torch.dtype):
     except (ValueError, KeyError, RuntimeError, OSError) as problem:
         said = " ".join(str(problem).split())[:200]
         raise UserError(f"{shown_name(source)} is not a complete {found.family} checkpoint: {said}") from problem
-    if found.family == "sd21" and found.prediction == "epsilon":
-        pipeline.unet.register_to_config(sample_size=64)  # the 512 pixel version, otherwise the same
     return pipeline, found
 
 
@@ -144,10 +151,11 @@ def _from_folder(source: Path, dtype: torch.dtype):
         raise UserError(f"{name} has no model_index.json: give a diffusers folder or a .safetensors file.") from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise UserError(f"{name} is no plain Stable Diffusion 1.5, 2.1 or XL: other models are not supported.") from problem
-    weights = list((source / "unet").glob("*.safetensors"))
-    if not weights:
+    weights = {part: [p.name for p in (source / part).glob("*.safetensors")] for part in WEIGHTS}
+    if not weights["unet"]:
         raise UserError(f"{name} has no .safetensors weights in unet: pickled ones are not opened, since they can run code.")
-    options = {"variant": "fp16"} if all(".fp16." in path.name for path in weights) else {}
+    only_half = (names and all(".fp16." in name for name in names) for names in weights.values())
+    options = {"variant": "fp16"} if any(only_half) else {}
     if kind is StableDiffusionPipeline:
         options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bat_ui.backbones.checkpoints import MODEL_FILES
+from bat_ui.backbones.checkpoints import MODEL_FILES, WEIGHTS
 from bat_ui.errors import UserError
 
 REPOSITORIES = {
@@ -23,7 +23,6 @@ REPOSITORIES = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 UNREACHABLE = "The Hugging Face hub cannot be reached: connect to the network, or give the path of a local checkpoint."
-WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PARTS = (*WEIGHTS, "tokenizer", "tokenizer_2", "scheduler")
 SMALL_FILES = ("*.json", "*.txt")
 CLIP_WEIGHTS = "open_clip_model.safetensors"

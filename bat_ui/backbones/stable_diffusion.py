@@ -137,14 +137,16 @@ class Backbone:
         The denoising loss of a row (theory.md, Words: l) is the mean of (prediction - target)^2 over its elements;
         the target is the noise or the velocity, as the backbone was trained.
         """
-        noisy = self.noise_scheduler.add_noise(images.latents, noise, timesteps)
+        # In full precision, for the schedule in bfloat16 would give the first timesteps no noise at all.
+        latents, noise = images.latents.float(), noise.float()
+        noisy = self.noise_scheduler.add_noise(latents, noise, timesteps).to(self.dtype)
         added = None if images.pooled is None else {"text_embeds": images.pooled, "time_ids": images.sizes}
         # Half precision alone would also compute the adapter's float32 weights in float32; autocast keeps them for the sum.
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             noisy = noisy.contiguous(memory_format=torch.channels_last)
             prediction = self.unet(noisy, timesteps, images.states, added_cond_kwargs=added).sample
         if self.prediction == "v_prediction":
-            return prediction, self.noise_scheduler.get_velocity(images.latents, noise, timesteps)
+            return prediction, self.noise_scheduler.get_velocity(latents, noise, timesteps)
         return prediction, noise
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -163,7 +165,7 @@ class Backbone:
 
     @contextmanager
     def at_work(self, *parts: torch.nn.Module) -> Iterator[None]:
-        """`parts` are on the device inside; where memory is scarce they wait in main memory outside."""
+        """`parts` are on the device inside; where memory is scarce they wait in main memory outside, unless they learn."""
         try:
             for part in parts:
                 part.to(self.device)
@@ -171,7 +173,8 @@ class Backbone:
         finally:
             if self.preset.offload:
                 for part in parts:
-                    part.to("cpu")
+                    if not _adapted(part):
+                        part.to("cpu")
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -184,7 +187,8 @@ class Backbone:
             yield
         finally:
             self.pipeline.remove_all_hooks()
-            self.unet.to(self.device)
+            for part in (self.unet, *filter(_adapted, self.text_encoders)):
+                part.to(self.device)
 
     @torch.no_grad()
     def _encode_images(self, images: Sequence[Image.Image], shapes: Sequence[tuple[int, int]]):
@@ -234,6 +238,11 @@ class Backbone:
             states.append(made.hidden_states[-2])
             pooled = made[0]  # of the last encoder, which has a projection
         return torch.cat(states, -1).to(self.dtype), pooled.to(self.dtype)
+
+
+def _adapted(part: torch.nn.Module) -> bool:
+    """Whether an adapter is on it."""
+    return bool(getattr(part, "peft_config", None))
 
 
 def _pixels(image: Image.Image) -> Tensor:

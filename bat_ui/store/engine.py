@@ -19,7 +19,7 @@ from bat_ui.errors import UserError
 from bat_ui.pictures import MAX_BYTES, decode_picture
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
-from bat_ui.store.records import Record
+from bat_ui.store.records import UNREAD, Record
 from bat_ui.store.rows import arrow_table, picture_columns
 from bat_ui.store.table import among, open_table
 
@@ -59,7 +59,15 @@ def new_records(job: Job) -> Iterator[tuple[int, Record]]:
 
 def known_ids(table, ids: Sequence[str]) -> set[str]:
     """Those of the ids that the table has."""
-    return set(table.search().where(among(ids)).select(["id"]).limit(len(ids)).to_arrow()["id"].to_pylist())
+    return set(captions_of(table, ids))
+
+
+def captions_of(table, ids: Sequence[str]) -> dict[str, str]:
+    """The captions of those of the ids that the table has."""
+    if not ids:
+        return {}
+    found = table.search().where(among(ids)).select(["id", "caption"]).limit(len(ids)).to_arrow()
+    return dict(zip(found["id"].to_pylist(), found["caption"].to_pylist()))
 
 
 def chunks(items: Iterable, size: int) -> Iterator[list]:
@@ -78,8 +86,10 @@ def prepare(record: Record, preprocess: Callable, link: bool) -> tuple[dict, tor
         picture = decode_picture(file, "The picture")
     except UserError as problem:
         return str(problem)
+    except FileNotFoundError:
+        return "is not there any more"
     except OSError as problem:
-        return f"cannot be read: {problem.strerror or problem}"
+        return f"{UNREAD}: {problem.strerror or problem}"
     return picture_columns(picture, file, record.uri if link else None), preprocess(picture)
 
 

@@ -19,15 +19,16 @@ MIN_PROBES = 40  # partitions that are looked into
 ROWS_PER_RESULT = 128  # rows that are looked at for each one asked for, at least
 REFINE = 6  # hits measured on the full vectors for each one asked for
 KEPT = timedelta(hours=1)  # that older snapshots stay readable
+FOREVER = timedelta(days=36_500)
 
 
 def build_indexes(table, with_vectors: bool) -> None:
-    """Make the indexes that are missing and bring the others up to date."""
+    """Make the indexes that are missing and bring the others up to date; older snapshots stay as they are."""
     from lancedb.index import BTree, IvfPq
 
     known = {name for index in table.list_indices() for name in index.columns}
     if known:
-        table.optimize(cleanup_older_than=KEPT)
+        table.optimize(cleanup_older_than=FOREVER)
     if "id" not in known:
         table.create_index("id", config=BTree())
     if with_vectors and "vector" not in known:
@@ -39,6 +40,11 @@ def build_indexes(table, with_vectors: bool) -> None:
             max_iterations=ITERATIONS,
         )
         table.create_index("vector", config=config)
+
+
+def drop_old(table) -> None:
+    """Remove snapshots that have been old for a while."""
+    table.optimize(cleanup_older_than=KEPT)
 
 
 def search(table, queries: torch.Tensor, k: int) -> tuple[list[list[str]], torch.Tensor]:

@@ -13,19 +13,20 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
 
+import pyarrow as pa
 from filelock import Timeout
 
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from bat_ui.store.duplicates import mark_duplicates
-from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, known_ids
-from bat_ui.store.index import build_indexes
+from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, captions_of, chunks, known_ids
+from bat_ui.store.index import build_indexes, drop_old
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options
@@ -38,12 +39,13 @@ UNSTATED = "not stated"
 
 @dataclass(frozen=True)
 class Report:
-    """Of one ingest: pictures that were added, that were there before, that could not be used (reasons by file); and of the
-    whole store: its duplicates."""
+    """Of one ingest: pictures that were added, that were there before, those of them with another caption than before, that
+    could not be used (reasons by file); and of the whole store: its duplicates."""
 
     info: StoreInfo
     added: int
     known: int
+    recaptioned: int
     broken: dict[str, str]
     exact: int
     near: int
@@ -97,20 +99,22 @@ def ingest(
             from bat_ui.store.ray_engine import RayEngine
 
             run = RayEngine(clip, workers)
-        done, number = {entry.key for entry in ledger.entries}, ledger.next_number
+        done, number = {key: entry for key, entry in ledger.latest.items() if entry.complete}, ledger.next_number
+        by_key = {part.key: part for part in parts}
         jobs = [
-            Job(part, Entry(part.key, number + n, options.name, address, licence), place, link)
-            for n, part in enumerate(part for part in parts if part.key not in done)
+            Job(by_key[key], Entry(key, number + n, options.name, address, licence), place, link)
+            for n, key in enumerate(key for key in by_key if key not in done)
         ]
-        before, first = open_table(place).count_rows(), len(ledger.entries)
+        table, first = open_table(place), len(ledger.entries)
+        before = table.count_rows()
+        recaptioned = _correct_captions(table, [job.part for job in jobs]) if before else 0
         run(jobs, ledger, Tally(jobs, progress))
         info, exact, near = _finish(place, info, ledger, progress)
     entries = ledger.entries[first:]
-    read = sum(entry.pictures for entry in entries)
-    skipped = sum(entry.pictures for entry in ledger.entries[:first] if entry.key in {part.key for part in parts})
+    read = sum(entry.pictures for entry in [*entries, *(done[key] for key in by_key if key in done)])
     broken = {row["file"]: row["reason"] for entry in entries for row in entry.broken}
     added = info.count - before
-    return Report(info, added, read + skipped - added, broken, exact, near, time.monotonic() - started)
+    return Report(info, added, read - added, recaptioned, broken, exact, near, time.monotonic() - started)
 
 
 def _begin(place: Place, clip: ClipSpace, title: str | None, proxy: bool) -> StoreInfo:
@@ -146,6 +150,7 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
     names = dict.fromkeys(entry.name for entry in ledger.entries)
     licences = dict.fromkeys(entry.licence for entry in ledger.entries)
     content = [sorted((entry.key, entry.pictures) for entry in ledger.entries), count, info.encoder, SCHEMA]
+    had_old = info.snapshot > 0
     info = replace(
         info,
         source=", ".join(names),
@@ -155,7 +160,23 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
         snapshot=table.version,
     )
     write_info(place, info)
+    if had_old:
+        drop_old(table)
     return info, exact, near
+
+
+def _correct_captions(table, parts: Sequence) -> int:
+    """Give pictures of folders that are in the store the captions that they have by now; returns how many."""
+    changed: dict[str, str] = {}
+    for part in (part for part in parts if isinstance(part, FilesPart)):
+        stored = captions_of(table, part.ids)
+        for record in part.records() if stored else ():
+            if not record.problem and stored.get(record.id, record.caption) != record.caption:
+                changed[record.id] = record.caption
+    if changed:
+        rows = pa.table({"id": list(changed), "caption": list(changed.values())})
+        table.merge_insert("id").when_matched_update_all().execute(rows)
+    return len(changed)
 
 
 def _still_broken(table, broken: dict[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 import pyarrow as pa
 
 from bat_ui.store.place import Place
+from bat_ui.store.records import UNREAD
 
 TABLE = "ingested"
 SCHEMA = pa.schema(
@@ -40,6 +41,11 @@ class Entry:
     pictures: int = 0
     broken: list[dict[str, str]] = field(default_factory=list)
 
+    @property
+    def complete(self) -> bool:
+        """False if something kept the part from being read that may have passed by the next time."""
+        return not any(row["reason"].startswith(UNREAD) for row in self.broken)
+
 
 class Ledger:
     """The entries of a store, in memory and in its table."""
@@ -67,6 +73,11 @@ class Ledger:
         return max((entry.number for entry in self.entries), default=-1) + 1
 
     @property
+    def latest(self) -> dict[str, Entry]:
+        """What was said last of each part, by its key."""
+        return {entry.key: entry for entry in self.entries}
+
+    @property
     def broken(self) -> dict[str, str]:
         """Reasons by file, of all parts."""
-        return {row["file"]: row["reason"] for entry in self.entries for row in entry.broken}
+        return {row["file"]: row["reason"] for entry in self.latest.values() for row in entry.broken}

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import quote, unquote
 
 from pyarrow import ArrowInvalid, fs
 
@@ -32,7 +33,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder; `uri` is an absolute path or `scheme://...`."""
+    """A file or folder; `uri` is an absolute path or `scheme://...`, in which odd characters are quoted."""
 
     uri: str
 
@@ -51,10 +52,11 @@ class Place:
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self.uri).name
+        name = PurePosixPath(self.uri).name
+        return name if self.is_local else unquote(name)
 
     def __truediv__(self, path: str) -> Place:
-        return Place(f"{self.uri.rstrip('/')}/{path}")
+        return Place(f"{self.uri.rstrip('/')}/{path if self.is_local else quote(path)}")
 
     def is_file(self) -> bool:
         return self._type() == fs.FileType.File

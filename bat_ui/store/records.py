@@ -11,6 +11,7 @@ from bat_ui.pictures import MAX_BYTES
 CAPTION_NAMES = ("caption", "text", "txt", "prompt", "title", "alt", "description")
 MAX_CAPTION = 2000  # characters
 NO_CAPTION = "has no caption"
+UNREAD = "could not be read"  # this time: a part with such a picture is read again by the next ingest
 TOO_LARGE = f"is larger than {MAX_BYTES // 1_000_000} MB"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bat_ui.errors import UserError
 from bat_ui.pictures import MAX_BYTES, SUFFIXES
 from bat_ui.store.place import Entry, Place
-from bat_ui.store.records import CAPTION_NAMES, NO_CAPTION, TOO_LARGE, Options, Record, choose_column, clean
+from bat_ui.store.records import CAPTION_NAMES, NO_CAPTION, TOO_LARGE, UNREAD, Options, Record, choose_column, clean
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 URL_NAMES = ("url", "image_url", "uri", "link")
@@ -43,7 +43,7 @@ class ShardPart(_FilePart):
     """One .tar whose members with the same name before the first dot belong together: a picture, .txt, .json."""
 
     def records(self) -> Iterator[Record]:
-        """A shard that is cut short ends with a record that says so."""
+        """A shard that is cut short, or cannot be read further, ends with a record that says so."""
         sample: dict[str, bytes | str] = {}
         key = None
         try:
@@ -62,9 +62,12 @@ class ShardPart(_FilePart):
                         sample["image"] = TOO_LARGE if large else archive.extractfile(member).read()
                     elif suffix in (".txt", ".json") and member.size <= MAX_TEXT:
                         sample[suffix] = archive.extractfile(member).read()
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, EOFError) as error:
             yield from self._record(key, sample)
             yield Record(self.stem, problem=f"is cut short or damaged from here on ({error})")
+            return
+        except OSError as error:  # the picture at hand may be half read
+            yield Record(self.stem, problem=f"{UNREAD} from here on ({error})")
             return
         yield from self._record(key, sample)
 
@@ -114,7 +117,7 @@ class ParquetPart(_FilePart):
                         yield picture_record(f"{self.stem}/{number}", data.as_py(), clean(text.as_py()))
                         number += 1
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{self.entry.path} is damaged or no parquet file: copy it again.") from error
+            raise UserError(f"{self.entry.path} is damaged or no parquet file: try again, or copy it again.") from error
 
 
 def picture_record(id: str, image: object, caption: str) -> Record:

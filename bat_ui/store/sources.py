@@ -25,6 +25,7 @@ from bat_ui.store.records import (
     MAX_CAPTION,
     NO_CAPTION,
     TOO_LARGE,
+    UNREAD,
     Options,
     Record,
     choose_column,
@@ -44,12 +45,16 @@ class FilesPart:
     name: str
     entries: tuple[Entry, ...]
     captions: dict[str, str] = field(hash=False)
-    beside: frozenset[str]  # pictures with a NAME.txt
+    beside: dict[str, Entry] = field(hash=False)  # a picture's NAME.txt
 
     @property
     def key(self) -> str:
-        """Differs if files come, go or change."""
-        listing = [(entry.path, entry.size, entry.changed) for entry in self.entries]
+        """Differs if pictures or captions come, go or change."""
+        listing = []
+        for entry in self.entries:
+            text = self.beside.get(entry.path)
+            captions = (self.captions.get(entry.path), text and (text.size, text.changed))
+            listing.append((entry.path, entry.size, entry.changed, captions))
         return hashlib.sha256(json.dumps([self.name, listing]).encode()).hexdigest()
 
     @property
@@ -57,13 +62,22 @@ class FilesPart:
         """Bytes."""
         return sum(entry.size for entry in self.entries)
 
+    @property
+    def ids(self) -> list[str]:
+        """Of all its pictures, usable or not."""
+        return [f"{self.name}/{entry.path}" for entry in self.entries]
+
     def records(self) -> Iterator[Record]:
         """Pictures are not read here but where they are decoded."""
-        for entry in self.entries:
-            id, caption = f"{self.name}/{entry.path}", self.captions.get(entry.path, "")
+        for id, entry in zip(self.ids, self.entries):
+            caption = self.captions.get(entry.path, "")
             if not caption and entry.path in self.beside:
-                text = self.folder / str(PurePosixPath(entry.path).with_suffix(".txt"))
-                caption = clean(text.read_bytes(4 * MAX_CAPTION).decode("utf-8", "replace"))
+                text = self.folder / self.beside[entry.path].path
+                try:
+                    caption = clean(text.read_bytes(4 * MAX_CAPTION).decode("utf-8", "replace"))
+                except OSError as error:
+                    yield Record(id, problem=f"{UNREAD}: its caption ({error})")
+                    continue
             if entry.size > MAX_BYTES:
                 yield Record(id, problem=TOO_LARGE)
             elif not caption:
@@ -102,12 +116,13 @@ def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> l
     for entry in entries:
         if entry.suffix == ".csv" or PurePosixPath(entry.path).name == "metadata.jsonl":
             captions |= _metadata(folder, entry, options)
-    texts = {entry.path[:-4] for entry in entries if entry.suffix == ".txt"}
+    texts = {entry.path[: -len(".txt")]: entry for entry in entries if entry.suffix == ".txt"}
     parts = []
     for start in range(0, len(pictures), FILES_PER_PART):
         chunk = tuple(pictures[start : start + FILES_PER_PART])
         own = {entry.path: captions[entry.path] for entry in chunk if entry.path in captions}
-        beside = frozenset(e.path for e in chunk if str(PurePosixPath(e.path).with_suffix("")) in texts)
+        stems = {entry.path: str(PurePosixPath(entry.path).with_suffix("")) for entry in chunk}
+        beside = {path: texts[stem] for path, stem in stems.items() if stem in texts}
         parts.append(FilesPart(folder, options.name, chunk, own, beside))
     return parts
 

@@ -66,7 +66,10 @@ class Store:
     def __init__(self, place: Place, info: StoreInfo):
         self.place, self.info = place, info
         self._table = open_table(place)
-        self._table.checkout(info.snapshot)
+        try:
+            self._table.checkout(info.snapshot)
+        except ValueError as error:
+            raise UserError(f"The store '{info.name}' is not complete: run its ingest again.") from error
 
     @classmethod
     def open(cls, place: str | Path) -> Store:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
+from bat_ui.errors import UserError
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
 from bat_ui.training.processes import Processes, processes
@@ -23,6 +24,7 @@ from bat_ui.training.speed import learning_rates, new_optimizer, ready_to_train
 
 __all__ = ["Encoded", "Step", "new_optimizer", "train"]
 LOSS_SCALE = "loss_scale"
+SKIPPED = 20  # steps in a row that half precision may skip since a number overflowed
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,16 @@ def train(
     is the subject's.
     `start` is the number of steps that `weights` and `optimizer` have behind them.
     Pictures of one batch that have one shape go through the UNet together, as many as the backbone's preset allows;
-    several processes share each batch out and have equal weights after it.
+    several processes share each batch out and have equal weights after it.  Raises UserError when the losses are no
+    finite numbers any more.
     """
     together = together or processes()
     learns_text = any(name.startswith("text_encoder") for name in weights)
     # The scale of half precision's losses goes with the optimizer, so that a resumed run has it, too; it only ever falls.
     scale, half = optimizer.param_groups[0].get(LOSS_SCALE, 2.0**16), backbone.dtype == torch.float16
     scaler = torch.amp.GradScaler(backbone.device.type, init_scale=scale, growth_interval=2**30, enabled=half)
-    learning_rate = learning_rates(settings)
-    with ready_to_train(backbone, settings.steps - start):
+    learning_rate, skipped = learning_rates(settings), 0
+    with ready_to_train(backbone, settings.steps):
         for step in range(start, settings.steps):
             rng = step_generator(settings.seed, step)
             strength = strength_at(step + 1, settings) if chosen is not None and len(chosen) else 0.0
@@ -86,6 +89,9 @@ def train(
                     losses[at] = found.detach()
                 first += len(batch)
             together.add_up(weights.values(), losses)
+            skipped = 0 if bool(losses.isfinite().all()) else skipped + 1
+            if skipped > (SKIPPED if half else 0):
+                raise UserError("The loss is not a finite number any more: train anew with a smaller learning rate.")
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step)
             scaler.unscale_(optimizer)

@@ -40,6 +40,7 @@ def lora(backbone: Backbone, rank: int, seed: int, text_encoder: bool = False) -
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for prefix, module, targets in adapted:
+                module.to(backbone.device)  # where memory is scarce an encoder waits elsewhere
                 config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
                 module.add_adapter(config, adapter_name=ADAPTER)
                 put_on.append(module)
@@ -50,6 +51,8 @@ def lora(backbone: Backbone, rank: int, seed: int, text_encoder: bool = False) -
     finally:
         for module in put_on:
             _take_off(module)
+            if backbone.preset.offload and module is not backbone.unet:
+                module.to("cpu")
 
 
 def lora_layers_by_part(backbone: Backbone) -> dict[str, dict[str, Tensor]]:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from bat_ui.errors import UserError
 from bat_ui.hardware import gpus
 from bat_ui.processes import LAUNCHER
+
+PATIENCE = timedelta(hours=12)  # of the others, while the main one draws the samples of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -102,5 +105,5 @@ def processes() -> Processes:
         return Processes()
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Processes(state.num_processes, state.process_index)

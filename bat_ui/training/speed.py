@@ -75,5 +75,5 @@ def ready_to_train(backbone: Backbone, steps: int) -> Iterator[None]:
 
 
 def repays_compiling(device: torch.device, steps: int) -> bool:
-    """Whether a run of that length wins more by a compiled UNet than compiling takes; never on a CPU."""
+    """Whether a run of that length, resumed or not, wins more by a compiled UNet than compiling takes; never on a CPU."""
     return device.type == "cuda" and steps >= COMPILE_STEPS

@@ -82,8 +82,21 @@ def test_a_file_says_what_it_predicts(extra, metadata, name, expected, tmp_path)
 @pytest.mark.parametrize("name, expected", [("v2-1_768-ema-pruned", "v_prediction"), ("512-base-ema", "epsilon")])
 def test_an_sd2_file_predicts_what_its_name_says(name, expected, tiny_configs, tmp_path):
     file = write_single_file(make_pipeline("sd21"), tmp_path / f"{name}.safetensors")
-    assert load_backbone(str(file), "cpu").prediction == expected
-    assert load_backbone(str(file), "cpu", prediction="epsilon").prediction == "epsilon"
+    large = json.loads((checkpoints.CONFIGS / "sd21/unet/config.json").read_text())["sample_size"]
+    for said in (None, "epsilon", "v_prediction"):
+        backbone = load_backbone(str(file), "cpu", prediction=said)
+        assert backbone.prediction == (said or expected)
+        assert backbone.unet.config.sample_size == (64 if backbone.prediction == "epsilon" else large)
+
+
+def test_a_file_for_a_schedule_that_ends_in_pure_noise_gets_it(tiny_configs, tmp_path):
+    markers = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    file = write_single_file(make_pipeline("sdxl"), tmp_path / "model.safetensors", markers)
+    backbone = load_backbone(str(file), "cpu")
+    assert backbone.noise_scheduler.alphas_cumprod[-1] < 1e-6
+    assert backbone.pipeline.scheduler.config.timestep_spacing == "trailing"
+    plain = write_single_file(make_pipeline("sdxl"), tmp_path / "plain.safetensors")
+    assert load_backbone(str(plain), "cpu").noise_scheduler.alphas_cumprod[-1] > 1e-3
 
 
 def _lora(path):
@@ -171,8 +184,9 @@ def test_a_wrong_folder_is_refused_in_one_sentence(name, photo_backbone_folders,
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_of_half_precision_files_alone_loads(photo_backbone_folders, tmp_path):
+@pytest.mark.parametrize("part", ["**", "unet", "text_encoder"])
+def test_a_folder_of_half_precision_files_alone_loads(part, photo_backbone_folders, tmp_path):
     folder = copy_folder(photo_backbone_folders["sd15"], tmp_path / "model")
-    for path in folder.rglob("*.safetensors"):
+    for path in list(folder.glob(f"{part}/*.safetensors")):
         path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
     assert load_backbone(str(folder)).family == "sd15"

@@ -165,6 +165,13 @@ def test_a_store_is_called_by_name_folder_or_address(tmp_path):
     assert store_place("a/b") == "a/b" and store_place("s3://bucket/store") == "s3://bucket/store"
 
 
+def test_a_zip_cannot_be_linked_to(photos, zipped, tiny_backbone_folder, tmp_path, capsys):
+    archive = zipped([(path.name, path.read_bytes()) for path in sorted(photos(2).iterdir())])
+    options = ["--store", str(tmp_path / "store"), "--backbone", str(tiny_backbone_folder), "--link"]
+    assert main(["ingest", str(archive), *options]) == 2
+    assert "unpack it yourself" in capsys.readouterr().err
+
+
 def test_an_uploaded_zip_is_ingested_as_a_job_of_a_project_and_then_gone(photos, zipped, tiny_backbone_folder, tmp_path):
     upload = keep_upload(zipped([(path.name, path.read_bytes()) for path in sorted(photos(3).iterdir())]))
     project = Project(tmp_path / "project")

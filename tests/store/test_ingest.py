@@ -6,6 +6,8 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from PIL import Image
 from bat_ui.errors import UserError
 from bat_ui.store import engine
 from bat_ui.store.ingest import ingest
-from bat_ui.store.table import Store, open_table
+from bat_ui.store.place import Place
+from bat_ui.store.table import Store, open_table, write_info
 
 
 def content(store) -> list[dict]:
@@ -113,6 +116,66 @@ def test_a_repaired_picture_goes_in_and_leaves_the_list(photos, picture, real_cl
     picture(0).save(folder / "000.png")
     assert ingest(str(folder), tmp_path / "store", real_clip).added == 1
     assert (tmp_path / "store" / "broken.csv").read_text().splitlines() == ["file,reason"]
+
+
+def test_what_could_not_be_read_this_time_goes_in_the_next(photos, real_clip, tmp_path, monkeypatch):
+    folder, read = photos(3), Place.read_bytes
+
+    def hiccup(self, limit):
+        if self.uri.endswith("001.png"):
+            raise OSError("the network is away")
+        return read(self, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "read_bytes", hiccup)
+        first = ingest(str(folder), tmp_path / "store", real_clip)
+    assert first.added == 2 and "the network is away" in first.broken["photos/001.png"]
+    second, third = (ingest(str(folder), tmp_path / "store", real_clip) for _ in range(2))
+    assert (second.added, second.known, second.broken) == (1, 2, {}) and (third.added, third.known) == (0, 3)
+    assert (tmp_path / "store" / "broken.csv").read_text().splitlines() == ["file,reason"]
+
+
+def test_captions_that_were_added_or_corrected_are_taken_up(photos, real_clip, tmp_path):
+    folder = photos(3)
+    (folder / "002.txt").unlink()
+    ingest(str(folder), tmp_path / "store", real_clip)
+    (folder / "002.TXT").write_text("a photo of a cat")
+    (folder / "000.txt").write_text("a photo of a dog")
+    report = ingest(str(folder), tmp_path / "store", real_clip)
+    assert (report.added, report.known, report.recaptioned) == (1, 2, 1)
+    store = Store.open(tmp_path / "store")
+    assert store.captions_of([f"photos/{n:03d}.png" for n in range(3)]) == [
+        "a photo of a dog",
+        "a photo of 1",
+        "a photo of a cat",
+    ]
+    assert (tmp_path / "store" / "broken.csv").read_text().splitlines() == ["file,reason"]
+
+
+def test_a_killed_ingest_leaves_the_store_as_it_was(photos, real_clip, tmp_path, monkeypatch):
+    """However old it is: only when the new snapshot counts may the old one go."""
+    folder = photos(3)
+    ingest(str(folder), tmp_path / "store", real_clip)
+    photos(5)
+    monkeypatch.setattr("bat_ui.store.index.KEPT", timedelta(microseconds=1))
+
+    def stops(place, info):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bat_ui.store.ingest.write_info", stops)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(str(folder), tmp_path / "store", real_clip)
+    assert len(Store.open(tmp_path / "store").ids) == 3
+    ingest(str(folder), tmp_path / "store", real_clip)
+    assert len(Store.open(tmp_path / "store").ids) == 5
+
+
+def test_a_store_whose_snapshot_is_gone_says_so(photos, real_clip, tmp_path):
+    info = ingest(str(photos(2)), tmp_path / "store", real_clip).info
+    write_info(Place.of(tmp_path / "store"), replace(info, snapshot=999))
+    with pytest.raises(UserError, match="ingest again"):
+        Store.open(tmp_path / "store")
 
 
 def test_a_source_without_any_usable_picture_makes_no_store(photos, real_clip, tmp_path):

@@ -1,5 +1,7 @@
 """The same calls work on a folder and on an object store, whose part a local S3 server plays."""
 
+import io
+
 import pytest
 
 from bat_ui.errors import UserError
@@ -44,6 +46,25 @@ def test_a_source_and_a_store_may_both_lie_in_an_object_store(bucket, photos, pi
     assert (first.added, second.added, second.known) == (4, 0, 4)
     assert store.captions == tuple(f"a photo of {n}" for n in range(4))
     assert [image.tobytes() for image in store.pictures(store.ids)] == [picture(n).tobytes() for n in range(4)]
+
+
+def test_odd_names_in_an_object_store_are_read(bucket, picture, real_clip):
+    from pyarrow import fs
+
+    files, root = fs.FileSystem.from_uri(f"{bucket}/odd")
+    names = ["a b", "100%", "ä?#1"]
+    for n, name in enumerate(names):
+        buffer = io.BytesIO()
+        picture(n).save(buffer, "PNG")
+        for suffix, content in ((".png", buffer.getvalue()), (".txt", f"a photo of {n}".encode())):
+            with files.open_output_stream(f"{root}/{name}{suffix}") as stream:
+                stream.write(content)
+    report = ingest(f"{bucket}/odd", f"{bucket}/stores/odd", real_clip, link=True)
+    store = Store.open(f"{bucket}/stores/odd")
+    assert report.broken == {} and report.added == 3
+    ids = [f"odd/{name}.png" for name in names]
+    assert store.captions_of(ids) == [f"a photo of {n}" for n in range(3)]
+    assert [image.tobytes() for image in store.pictures(ids)] == [picture(n).tobytes() for n in range(3)]
 
 
 def test_a_place_lists_its_files_without_hidden_ones(tmp_path):

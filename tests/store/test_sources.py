@@ -126,6 +126,29 @@ def test_a_shard_that_is_cut_short_gives_what_it_has_and_says_so(tmp_path, pictu
     assert "cut short" in found["a"]
 
 
+def test_a_shard_of_which_reading_fails_is_read_again(tmp_path, picture, real_clip, monkeypatch):
+    (tmp_path / "in").mkdir()
+    shard(tmp_path / "in" / "a.tar", {str(n): {"txt": b"a cat", "png": png(picture(n))} for n in range(6)})
+    stream = Place.stream
+
+    class Hiccup(io.RawIOBase):
+        def __init__(self, file):
+            self.file, self.left = file, 1
+
+        def read(self, size=-1):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("the network is away")
+            return self.file.read(size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "stream", lambda self: Hiccup(stream(self)))
+        first = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
+    second = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
+    assert 0 < first.added < 6 and "the network is away" in first.broken["in/a"]
+    assert first.added + second.added == 6 and second.known == first.added and second.broken == {}
+
+
 def test_links_in_a_shard_are_not_followed(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         link = tarfile.TarInfo("x.jpg")

@@ -1,6 +1,7 @@
 """The training loop: the BAT objective, its batches, and an adapter that starts as the backbone itself."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ from diffusers.optimization import get_scheduler
 
 from bat_ui.albat.strength import most_strength
 from bat_ui.backbones.encoded import Encoded
+from bat_ui.errors import UserError
+from bat_ui.presets import PLENTY
 from bat_ui.seeds import step_generator
 from bat_ui.settings import TrainingSettings
 from bat_ui.training import loop
@@ -228,6 +231,49 @@ def test_a_resumed_run_of_half_precision_ends_as_one_that_went_through(backbone,
         list(train(half, weights, optimizer, subject, None, settings, restore_checkpoint(at, weights, optimizer)))
         assert optimizer.param_groups[0][LOSS_SCALE] == scale
         assert all(torch.equal(p, through[name]) for name, p in weights.items())
+
+
+def test_losses_that_are_no_numbers_end_a_run_and_not_the_adapter(backbone, pictures):
+    settings, images = TrainingSettings(steps=3, rank=2, batch_size=2), pictures(2, 0)
+    broken = Encoded(images.latents * float("nan"), images.states)
+    with lora(backbone, 2, 0) as weights:
+        with pytest.raises(UserError, match="smaller learning rate"):
+            list(train(backbone, weights, new_optimizer(weights, settings), broken, None, settings))
+        assert all(p.isfinite().all() for p in weights.values())
+
+
+def test_half_precision_goes_on_after_a_few_steps_whose_losses_overflow(backbone, pictures, monkeypatch):
+    half = replace(backbone, pipeline=copy.deepcopy(backbone.pipeline).to(torch.float16))
+    settings, images = TrainingSettings(steps=6, rank=2, batch_size=2), pictures(2, 0)
+    broken = Encoded(images.latents.half() * float("nan"), images.states.half())
+    for patience, fails in ((6, False), (5, True)):
+        monkeypatch.setattr(loop, "SKIPPED", patience)
+        with lora(half, 2, 0) as weights, pytest.raises(UserError) if fails else nullcontext():
+            list(train(half, weights, new_optimizer(weights, settings), broken, None, settings))
+
+
+def test_a_text_encoder_that_learns_stays_on_the_device_where_memory_is_scarce(photo_backbone, monkeypatch):
+    backbone = replace(photo_backbone("sd15"), preset=replace(PLENTY, offload=True), device=torch.device("meta"))
+    [encoder], moves = backbone.text_encoders, []
+    monkeypatch.setattr(encoder, "to", lambda place: moves.append(str(place)))
+    with lora(backbone, 2, 0, text_encoder=True):
+        with backbone.at_work(encoder):
+            pass
+        assert moves == ["meta", "meta"]
+    assert moves == ["meta", "meta", "cpu"]
+    with backbone.at_work(encoder):
+        pass
+    assert moves[3:] == ["meta", "cpu"]
+
+
+def test_the_first_timesteps_have_their_noise_in_bfloat16_too(backbone, pictures, monkeypatch):
+    small, seen = replace(backbone, pipeline=copy.deepcopy(backbone.pipeline).to(torch.bfloat16)), {}
+    images, (_, noise) = pictures(1, 0), backbone.draw(1, step_generator(0, 0))
+    for model in (backbone, small):
+        x = Encoded(torch.zeros_like(images.latents).to(model.dtype), images.states.to(model.dtype))
+        model.unet.register_forward_pre_hook(lambda _, args, model=model: seen.update({model.dtype: args[0].float()}))
+        model.predict(x, torch.tensor([2]), noise.to(model.dtype))
+    torch.testing.assert_close(seen[torch.bfloat16], seen[torch.float32], rtol=0.01, atol=1e-4)
 
 
 def test_attention_is_fused(backbone):
