@@ -62,7 +62,7 @@ TRUE = ("truth_judges", "truth_dot")  # judged by the held-out members themselve
 FOLDED = ("gradient_cosine", "cross_fit", "gradient_dot", *SHARED)  # judged
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
 # Pictures of another rule that come in as ALBAT's do: what of ALBAT's effect is which pictures, and what is when?
-WHEN = {"random_when": "random", "nearest_class_when": "nearest_class"}
+WHEN = {"random_when": "random", "nearest_class_when": "nearest_class", "oracle_when": "oracle"}
 POOLED = (*SKETCHED, *WHEN)  # need what is found out about a subject before anything is chosen
 RULES = (
     "backbone",
@@ -84,6 +84,7 @@ RULES = (
     "albat_by_image",
     "albat_without_when",
     "oracle",
+    "oracle_when",
 )
 ABLATIONS = tuple(rule for rule in SKETCHED if rule not in RULES)
 # `backbone` is no training at all; `none_share` has batches of half as many subject pictures.

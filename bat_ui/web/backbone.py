@@ -42,7 +42,7 @@ from bat_ui.web.step import Shared, Step
 from bat_ui.web.stores import build_stores, chosen_store
 
 RULES = [
-    ("ALBAT: those that agree with your subject and teach the most about it", "albat"),
+    ("ALBAT: nearest to its class, without kinds that pull away from your subject", "albat"),
     ("Nearest: those that look most like it", "nearest"),
     ("Random: any", "random"),
     ("None: your pictures alone", "none"),

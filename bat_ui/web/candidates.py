@@ -48,8 +48,8 @@ H<sub>S,j</sub>² M<sub>S</sub>) with
 M<sub>S</sub> = (C<sup>−1</sup> + Σ<sub>S</sub> w<sub>c</sub> H<sub>c</sub>/σ²)<sup>−1</sup>:
 what your few pictures leave open and what disagreeing kinds bring in, at the weights w<sub>c</sub> that training gives, as a
 part of the error with no S. Pictures are added one by one, nearest to your class
-prompt in CLIP space first and those of kinds that pull away last, until most of what can be won is won
-(Proposition 2).</p></details>"""
+prompt in CLIP space first and those of kinds that pull away last, until most of what can be won is won, 40
+at least (Proposition 2).</p></details>"""
 
 
 def summary(choice: Choice) -> str:
@@ -108,6 +108,10 @@ def curve(choice: Choice) -> str:
         won = (points[0][1] - points[choice.knee][1]) / (points[0][1] - best[1])
         rest = "repeat what is known" if won > 0.9 else "count for little each, or pull the model away"
         tells += f" {won:.0%} of that fall is won with {choice.knee}, as suggested; more of them {rest}."
+    elif suggested:
+        tells += (
+            f" {choice.knee} are suggested all the same: fewer would be learned by heart, which the curve does not know."
+        )
     return f"{chart}<p class='facts'>{tells}</p>"
 
 
@@ -116,14 +120,17 @@ def when(choice: Choice) -> str:
     if not choice.left_out:
         return ""
     points = [(row["step"], row["loss"]) for row in choice.left_out]
-    turning, lowest = choice.subject_steps, min(points, key=lambda point: point[1])
+    turning, lowest, last = choice.subject_steps, min(points, key=lambda point: point[1])[0], points[-1][0]
     tells = "An adapter of some of your pictures was tried on the others. "
-    if lowest == points[-1]:
-        tells += f"It got better to the end of the trial: backbone pictures come in late, from step {turning} on."
-    elif lowest == points[0]:
+    if last in (lowest, turning):
+        tells += f"To the end of the trial it got no worse: backbone pictures come in late, from step {turning} on."
+    elif turning == points[0][0]:
         tells += "It was best after a few steps, for they differ so much: backbone pictures come in almost at once."
-    else:
+    elif turning == lowest:
         tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."
+    else:
+        tells += f"It was best at about step {lowest} and hardly worse up to step {turning}, then it learned by heart: "
+        tells += "backbone pictures come in there."
     tells += " From there on they count more and more, so that yours are not learned by heart after all: in the last steps "
     tells += f"yours are {1 / (1 + choice.most_strength):.0%} of what is learned."
     chart = line_chart(

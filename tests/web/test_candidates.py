@@ -57,6 +57,11 @@ def test_the_curve_says_how_much_of_its_fall_the_suggested_number_wins(at_two, s
     assert said in candidates.curve(replace(CHOICE, errors=(1.0, 0.9, at_two, 0.4), knee=2))
 
 
+def test_a_number_beyond_the_lowest_point_of_the_curve_is_explained():
+    said = candidates.curve(replace(CHOICE, errors=(1.0, 0.8, 1.2), knee=2))
+    assert "lowest with 1 (0.80)" in said and "2 are suggested all the same" in said
+
+
 def test_the_summary_counts_what_is_taken_and_what_it_is_predicted_to_bring():
     assert "1 of 2 taken" in candidates.summary(CHOICE) and "falls to 88%" in candidates.summary(CHOICE)
     none = replace(CHOICE, candidates=tuple(replace(c, chosen=False) for c in ROWS))
@@ -73,8 +78,9 @@ def test_the_curve_marks_the_present_choice():
     [
         (10, 10, "come in almost at once"),
         (40, 40, "better until about step 40"),
-        (40, 55, "better until about step 55"),
+        (10, 40, "best at about step 10 and hardly worse up to step 40"),
         (100, 92, "come in late, from step 92 on"),
+        (40, 100, "come in late, from step 100 on"),
     ],
 )
 def test_when_backbone_pictures_come_in_is_said_with_the_losses_that_say_so(lowest, turning, says):
