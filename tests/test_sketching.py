@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from bat_ui import sketching
 from bat_ui.albat.sketch import lora_layers, make_projection
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.sketching import CANDIDATE_STREAM, JUDGE_STREAM, SUBJECT_DRAWS, sketch_candidates, sketch_images
+from bat_ui.sketching import CANDIDATE_STREAM, JUDGE_STREAM, SUBJECT_DRAWS, sketch_candidates, sketch_folds, sketch_images
 from bat_ui.training.lora import lora
 
 
@@ -50,6 +52,43 @@ def test_judges_are_their_summed_gradients_in_draws_of_their_own(backbone, pictu
             projected = sum(projection.apply(name, g.flatten()[None]) for name, g in zip(weights, explicit))
             torch.testing.assert_close(found, projected[0], atol=1e-5, rtol=1e-3)
     assert torch.equal(made.fold_gradients[0], made.gradients)
+
+
+def test_the_risk_is_the_mean_curvature_of_the_first_candidates(backbone, pictures, monkeypatch):
+    monkeypatch.setattr(sketching, "CLASS_LIKE", 2)
+    settings, training = SelectionSettings(draws=2, sketch_size=32), TrainingSettings(steps=0, rank=2)
+    vectors = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    made = sketch_candidates(
+        backbone, tuple("abcde"), vectors, pictures(5, 0), pictures(2, 1), settings, training, lambda *_: None
+    )
+    mean = sum(u.T @ u for u in made.curvature[:2]) / 2
+    torch.testing.assert_close(made.risk.T @ made.risk, mean)
+
+
+def test_a_fold_knows_nothing_of_the_picture_that_judges_it(backbone, pictures):
+    settings, training = SelectionSettings(draws=2, sketch_size=32), TrainingSettings(steps=2, rank=2, batch_size=2)
+    candidates, subject, other = pictures(2, 0), pictures(3, 1), pictures(3, 2)
+    changed = Encoded.cat([other[torch.tensor([0])], subject[torch.tensor([1, 2])]])
+    made, again = (
+        sketch_folds(backbone, ("a", "b"), candidates, each, settings, training, lambda *_: None)
+        for each in (subject, changed)
+    )
+    assert torch.equal(made["fold_gradients"][0], again["fold_gradients"][0])
+    assert not torch.allclose(made["judges"][0], again["judges"][0])
+    assert not torch.allclose(made["fold_gradients"][1], again["fold_gradients"][1])
+
+
+def test_the_judges_of_a_fold_have_draws_of_their_own(backbone, pictures):
+    settings, training = SelectionSettings(draws=2, sketch_size=32, seed=3), TrainingSettings(steps=0, rank=2)
+    subject = pictures(2, 1)
+    made = sketch_folds(backbone, ("a",), pictures(1, 0), subject, settings, training, lambda *_: None)
+    with lora(backbone, 2, 3):
+        projection = make_projection(backbone.unet, 32, 3)
+        for fold in range(2):
+            draw = backbone.draw(SUBJECT_DRAWS, step_generator(3, -JUDGE_STREAM - 1 - fold))
+            left = torch.tensor([fold])
+            found = sketch_images(backbone, subject[left], left, draw, projection, 0, "gauss_newton", 3)
+            torch.testing.assert_close(made["judges"][fold].mean(0), found.gradients[0], atol=1e-6, rtol=1e-3)
 
 
 def test_a_candidates_sketch_does_not_depend_on_its_neighbours(backbone, pictures):

@@ -1,5 +1,7 @@
 """The selection as a whole: saved and loaded, pruned and added to, its rules and its sentences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,11 +103,21 @@ def test_lambda_stays_within_its_bounds_and_is_shared_equally(made, assessed, ru
         assert selection.strength == most
 
 
-def test_every_rule_gives_a_nested_order_without_repeats(made, assessed):
+def test_every_rule_takes_the_first_of_an_order_without_repeats(made, assessed):
     for rule in RULES:
-        one, two = (select(made, assessed, rule, m) for m in (5, 9))
-        assert one.chosen == two.chosen[:5]
-        assert len(set(one.order.tolist())) == len(one.order)
+        selection = select(made, assessed, rule, 9)
+        assert selection.chosen == tuple(made.ids[i] for i in selection.order[:9])
+        assert len(set(selection.order.tolist())) == len(selection.order)
+
+
+@pytest.mark.parametrize("most, suggested", [(0.5, FEWEST), (2.0, 48), (16.0, 52)])
+def test_no_more_are_suggested_than_count_half_as_much_as_an_image_of_the_subjects(
+    most, suggested, made, assessed, monkeypatch
+):
+    """However far the curve falls: 12 images of the subject, `most` for all others together, 52 that are not harmful."""
+    monkeypatch.setattr("bat_ui.albat.selection.knee", lambda errors: 1000)
+    strong = replace(assessed, strengths=dict.fromkeys(assessed.strengths, MOST))
+    assert select(made, strong, "albat", most=most).knee == suggested
 
 
 def test_excluded_images_never_come_and_forced_ones_always_do(made, assessed):

@@ -3,12 +3,16 @@
 import json
 from dataclasses import replace
 from importlib.resources import files
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import ImageChops
 
+from bat_ui.albat.strength import MOST
 from bat_ui.backbones import load_backbone
+from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.sticker import data
 from bat_ui.cli import main
 from bat_ui.errors import UserError
@@ -155,6 +159,29 @@ def test_samples_are_drawn_with_the_adapter_as_it_is(backbone, finished):
                 torch.nn.init.constant_(weight, 3.0)
         other = suite.generate(backbone, ["a cat"], settings)[0]
     assert same.tobytes() == plain.tobytes() != other.tobytes()
+
+
+def test_controls_have_other_pictures_but_albats_time_and_weight(monkeypatch):
+    monkeypatch.setattr(rules, "ranked_ids", lambda rule, *_: [f"{rule} {i}" for i in range(9)])
+    world = SimpleNamespace(images=lambda ids: ids)
+    pool = SimpleNamespace(most_strength=3.5, subject_steps=70, seconds={"left_out": 2.0})
+    for control, plain in rules.WHEN.items():
+        found = rules.choose(control, 4, world, None, 0, pool, None)
+        assert found.ids == tuple(f"{plain} {i}" for i in range(4))
+        assert (found.strength, found.subject_steps) == (3.5, 70) and found.seconds >= 2
+
+
+@pytest.mark.parametrize("rule, most, alone", [("albat", 3.5, 70), ("albat_without_when", MOST, None)])
+def test_albat_trains_from_when_and_as_much_as_left_out_pictures_say(rule, most, alone, monkeypatch):
+    def select(sketches, assessment, name, number, most):
+        return SimpleNamespace(chosen=("a",), strength=most / 2, weights=np.ones(1))
+
+    monkeypatch.setattr(rules, "select", select)
+    images = Encoded(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 1))
+    seconds = {"left_out": 2.0, "sketches": 1.0}
+    pool = SimpleNamespace(candidates=None, assessment=None, most_strength=3.5, subject_steps=70, seconds=seconds)
+    found = rules.choose(rule, None, SimpleNamespace(images=lambda ids: images), None, 0, pool, None)
+    assert (found.strength, found.subject_steps) == (most / 2, alone)
 
 
 def test_shards_partition_the_work_and_keep_a_subjects_seed_together():
