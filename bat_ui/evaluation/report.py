@@ -43,6 +43,15 @@ PREDICTIONS = {
     "rho_sandwich": "rho, sandwich form, as trained",
     "rho_cross_fit": "cross-fitted change",
 }
+METRICS = {
+    "clip_i": "CLIP-I",
+    "clip_member": "CLIP-I, own truth",
+    "pixel_rmse": "pixel RMSE",
+    "clip_t": "CLIP-T",
+    "diversity": "diversity (CLIP)",
+    "pres": "PRES",
+    "prior_loss": "prior loss x 1000",
+}
 
 
 def write_report(rows: Sequence[dict], out: Path, cache: Path | None = None) -> Path:
@@ -168,14 +177,10 @@ def _worse(logs: Values) -> int:
 
 
 def _metric_table(by_rule: dict[str, list[dict]], title: str) -> str:
-    shown = {
-        "clip_i": "CLIP-I", "clip_member": "CLIP-I, own truth", "pixel_rmse": "pixel RMSE", "clip_t": "CLIP-T",
-        "diversity": "diversity (CLIP)", "pres": "PRES", "prior_loss": "prior loss x 1000",
-    }  # fmt: skip
-    table = [["rule", *shown.values(), "seconds: choose", "seconds: train"]]
+    table = [["rule", "runs drawn", *METRICS.values(), "seconds: choose", "seconds: train"]]
     for rule, rows in by_rule.items():
-        line = [rule]
-        for measure in shown:
+        line = [rule, str(len(at_last_step(rows, "clip_i")))]
+        for measure in METRICS:
             values, factor = at_last_step(rows, measure), 1000 if measure == "prior_loss" else 1
             line.append(f"{factor * mean_over_subjects(values):.3f}" if values else "")
         choosing, total = at_last_step(rows, "selection_seconds"), at_last_step(rows, "seconds")
@@ -190,7 +195,21 @@ def _metric_table(by_rule: dict[str, list[dict]], title: str) -> str:
         "these pictures, too). The encoder is the "
         "backbone's own CLIP.\n"
     )
-    return f"## {title}\n\n" + _markdown(table) + "\n" + note
+    return f"## {title}\n\n" + _markdown(table) + "\n" + note + _metric_differences(by_rule)
+
+
+def _metric_differences(by_rule: dict[str, list[dict]]) -> str:
+    """Of the drawn pictures of rules beside those of none, on the runs that both have."""
+    none, table = by_rule.get("none", []), [["rule less none", "subjects", *METRICS.values()]]
+    for rule, rows in by_rule.items():
+        both = {measure: paired(at_last_step(rows, measure), at_last_step(none, measure)) for measure in METRICS}
+        if both["clip_i"] and rule not in ("none", "backbone"):
+            cells = [_interval(both[measure], 1000 if measure == "prior_loss" else 1) for measure in METRICS]
+            table.append([rule, str(len(both["clip_i"])), *cells])
+    if len(table) == 1:
+        return ""
+    said = "Differences to none at the last step, with 95 % intervals; of the runs that both have, of which more have a prior loss"
+    return f"\n{said}:\n\n" + _markdown(table)
 
 
 def _checkpoint_table(rows: Sequence[dict]) -> str:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bat_ui.evaluation.report import _every_subject, _ratio_table
+from bat_ui.evaluation.report import METRICS, _every_subject, _metric_differences, _ratio_table
 from bat_ui.evaluation.values import (
     at_best_step,
     at_last_step,
@@ -156,3 +156,15 @@ def test_ratios_are_geometric_means_over_families_of_the_runs_that_both_have():
     albat = [row("a", 0, 1, 0.5, "albat"), row("b", 0, 1, 0.4, "albat")]
     shown = _ratio_table({"none": none, "albat": albat}).splitlines()[4]
     assert shown.startswith("| none | 1.000 [") and "| 1 of 2 |" in shown and shown.endswith("| 2 |")
+
+
+def test_drawn_pictures_are_compared_on_the_runs_that_both_rules_have():
+    def drawn(subject, rule, value):
+        return row(subject, 0, 1, 1.0, rule, **dict.fromkeys(METRICS, value))
+
+    none = [drawn("cats", "none", 0.2), drawn("suns", "none", 0.4), drawn("clocks", "none", 9.0)]
+    albat = [drawn("cats", "albat", 0.5), drawn("suns", "albat", 0.5), drawn("clocks", "albat", None)]
+    table = _metric_differences({"none": none, "backbone": none, "albat": albat})
+    assert table.count("+0.20 [-1.07, +1.47]") == len(METRICS) - 1 and "+200.00" in table  # t of one degree of freedom: 12.7
+    assert "| albat | 2 |" in table and "backbone" not in table
+    assert _metric_differences({"none": none, "albat": albat[2:]}) == ""
