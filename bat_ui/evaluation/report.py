@@ -208,8 +208,7 @@ def _metric_differences(by_rule: dict[str, list[dict]]) -> str:
             table.append([rule, str(len(both["clip_i"])), *cells])
     if len(table) == 1:
         return ""
-    said = "Differences to none at the last step, with 95 % intervals; of the runs that both have, of which more have a prior loss"
-    return f"\n{said}:\n\n" + _markdown(table)
+    return "\nDifferences to none at the last step, of runs that both have, with 95 % intervals:\n\n" + _markdown(table)
 
 
 def _checkpoint_table(rows: Sequence[dict]) -> str:
