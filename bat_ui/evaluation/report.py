@@ -8,6 +8,7 @@ that was run is in the tables.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,6 +131,10 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
                 f"- {sum(early):.0f} of {len(early)} runs of `{rule}` are lowest at the first step that was measured: a "
                 "run stopped earlier may have been better still."
             )
+    judged = [r["verdicts"] for r in by_rule.get("albat", []) if r.get("verdicts") and r["step"] == r["total_steps"]]
+    if counts := sum(map(Counter, judged), Counter()):
+        listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        lines.append(f"- Groups of candidates in {len(judged)} runs of `albat`: {listed}.")
     return "## In short (losses x 1000)\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -33,7 +34,7 @@ from bat_ui.evaluation.results import (
     read_rows,
     selection_of,
 )
-from bat_ui.evaluation.rules import EXTRA, FOLDED, POOLED, Pool, World, choose, encode_store, make_pool, predict
+from bat_ui.evaluation.rules import EXTRA, FOLDED, POOLED, SKETCHED, Pool, World, choose, encode_store, make_pool, predict
 from bat_ui.evaluation.subjects import Case, load_case, photo_case
 from bat_ui.files import read_json_lines
 from bat_ui.generation import generate
@@ -135,6 +136,7 @@ class Bench:
         if s.prediction and job.rule not in ("backbone", "prior"):
             said |= predict(pool, chosen.ids, None if chosen.images is None else chosen.images.weights, training.strength)
             said["predicted_by"] = selection_of(s)
+        said["verdicts"] = dict(Counter(pool.assessment.verdicts("albat").values())) if job.rule in SKETCHED else None
         num = 0 if chosen.images is None else len(chosen.images)
         common = {"num": num, "lambda": training.strength, "steps_alone": training.steps_alone if num else None, **said}
         seconds, last = chosen.seconds, time.perf_counter()

@@ -283,7 +283,18 @@ def test_the_command_draws_samples_and_writes_the_report(tiny_backbone_folder, t
     rows = [r for r in rows if r["generation"]]
     assert all(abs(r["clip_i"]) < 1.001 and 0 < r["pixel_rmse"] < 1 and r["diversity"] > -0.001 for r in rows)
     text = (out / "README.md").read_text()
-    for word in ("albat", "random", "bars.png", "curves.png", "pictures.png", "(commands.txt)"):
+    assert [r["verdicts"] is not None and sum(r["verdicts"].values()) > 0 for r in rows] == [
+        r["rule"] == "albat" for r in rows
+    ]
+    for word in (
+        "albat",
+        "random",
+        "Groups of candidates in 1 runs",
+        "bars.png",
+        "curves.png",
+        "pictures.png",
+        "(commands.txt)",
+    ):
         assert word in text
     assert (out / "commands.txt").read_text().startswith("python -m bat_ui")
     assert all((out / name).is_file() for name in ("bars.png", "curves.png", "prediction.png", "pictures.png"))
