@@ -26,7 +26,7 @@ from bat_ui.training.speed import checkpointing
 
 SUBJECT_DRAWS, SUBJECT_VECTORS = 8, 4
 SIZED = 16  # candidates whose Gauss-Newton trace is taken, by which the curvature of all is sized
-CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; folds follow the judges of all
+CANDIDATE_STREAM, SUBJECT_STREAM, JUDGE_STREAM = 1, 2, 100  # keep the sets of draws apart; the judges' by fold
 PICTURES_PER_GROUP = 20
 CLASS_LIKE = 40  # of the nearest candidates make up the risk's curvature Q: what the adapter will be asked to draw
 
@@ -40,12 +40,10 @@ def sketch_candidates(
     settings: SelectionSettings,
     training: TrainingSettings,
     progress: Progress,
-    judges: Encoded | None = None,
 ) -> Sketches:
     """Train the surrogate on the subject alone, then sketch subject and candidates, nearest first, at it.
 
-    vectors (n, d): the candidates' CLIP vectors, by which they are grouped.  `judges` are pictures that the surrogate does
-    not see, such as the truth where it is known; they judge the candidates as one fold that has the surrogate of all.
+    vectors (n, d): the candidates' CLIP vectors, by which they are grouped.
     """
     with lora(backbone, training.rank, settings.seed) as weights:
         projection = make_projection(backbone.unet, settings.sketch_size, settings.seed)
@@ -58,9 +56,6 @@ def sketch_candidates(
         gradients, curvature = _sketch_all(
             backbone, ids, candidates, projection, 1, settings, "Sketching backbone pictures", progress
         )
-        judged = {} if judges is None else _judge(backbone, judges, JUDGE_STREAM, projection, settings.seed)
-    if judged:
-        judged = {name: part[None] for name, part in judged.items()} | {"fold_gradients": gradients[None]}
     groups = cluster(vectors, max(len(ids) // PICTURES_PER_GROUP, 1), settings.seed)
     return make_sketches(
         ids,
@@ -69,7 +64,6 @@ def sketch_candidates(
         curvature,
         adapted.curvature.cpu(),
         risk=curvature[:CLASS_LIKE].flatten(0, 1) / min(CLASS_LIKE, len(ids)) ** 0.5,
-        **judged,
     )
 
 
@@ -98,7 +92,7 @@ def sketch_folds(
             others = subject[rest]
             for step in train(backbone, weights, new_optimizer(weights, training), others, None, training):
                 progress(f"Training the surrogate of fold {fold + 1}", step.number, training.steps)
-            judged = _judge(backbone, subject[left], JUDGE_STREAM + 1 + fold, projection, settings.seed, left)
+            judged = _judge(backbone, subject[left], left, JUDGE_STREAM + fold, projection, settings.seed)
             judges.append(judged["judges"])
             judge_curvature.append(judged["judge_curvature"])
             what = f"Sketching at fold {fold + 1}"
@@ -170,11 +164,10 @@ def _sketch_all(
 
 
 def _judge(
-    backbone: Backbone, images: Encoded, stream: int, projection: Projection, seed: int, keys: Tensor | None = None
+    backbone: Backbone, images: Encoded, keys: Tensor, stream: int, projection: Projection, seed: int
 ) -> dict[str, Tensor]:
     """`judges` (d, k) and `judge_curvature` (s, k) of one fold, from draws of its own."""
     draw = backbone.draw(SUBJECT_DRAWS, step_generator(seed, -stream))
-    keys = torch.arange(len(images)) if keys is None else keys
     found = sketch_images(backbone, images, keys, draw, projection, SUBJECT_VECTORS, "gauss_newton", seed)
     gradients = _gradient_by_draw(backbone, images, draw, projection)
     return {"judges": gradients, "judge_curvature": found.curvature.flatten(0, 1).cpu()}

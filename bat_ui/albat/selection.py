@@ -23,11 +23,11 @@ from bat_ui.albat.validity import HARMFUL, VALID, Validity, group_disagreement
 from bat_ui.errors import UserError
 
 RULES = (
-    "albat", "cross_fit", "without_validity", "without_benefit", "by_group", "by_image", "gradient_cosine", "gradient_dot"
+    "albat", "cross_fit", "without_validity", "without_benefit", "by_group", "by_image", "gradient_cosine"
 )  # fmt: skip
 STRENGTHENED = ("albat", "by_group", "by_image")  # lambda is as large as the groups allow; elsewhere `most`
 PREDICTED = (*STRENGTHENED, "without_validity")  # Proposition 2 says what their images take off the error
-JUDGED = ("cross_fit", "gradient_cosine", "gradient_dot")  # by left-out subject images
+JUDGED = ("cross_fit", "gradient_cosine")  # by left-out subject images
 METHOD = 15  # counts up when a choice changes, so that nobody compares the results of two methods as if they were one
 # Bounds of the default number: so many at least, and from there on none that counts less than this beside a subject image.
 # by_image ranks by the weights that FEWEST images have.
@@ -198,7 +198,6 @@ def select(
     - by_group: from the group that takes most off the predicted error, nearest image first; by_image: image by image.
     - cross_fit: groups that left-out subject images find helpful, greedy by their need.
     - gradient_cosine: the baseline of LESS.
-    - gradient_dot: the cross-fitted slope without curvature (P = I): no groups, no diminishing returns.
 
     m None: the knee within FEWEST and as many as count LIGHTEST each, and none of a harmful group. strict: only valid
     groups. weighted: sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank
@@ -319,8 +318,6 @@ def _rank(
         return rank_by_benefit(s.curvature, risk_of(s), adaptation, ridge=a.ridge, weight=each, **given)
     if rule in ("albat", "without_validity", "without_benefit"):
         score = -torch.linspace(0, 1, len(s.ids)) - 2.0 * last
-    elif rule == "gradient_dot":
-        score = torch.einsum("fk,fnk->n", s.judges.mean(1), s.fold_gradients) / len(s.judges)
     else:
         score = gradient_cosine(s.gradients, s.judges)
     order = torch.argsort(score + 4.0 * first, descending=True, stable=True)

@@ -50,16 +50,9 @@ SKETCHED = {
     "albat_by_image": ("by_image", {}),
     "albat_strict": ("albat", {"strict": True}),
     "albat_weighted": ("albat", {"weighted": True}),
-    "cross_fit_shared": ("cross_fit", {}),
-    "gradient_dot": ("gradient_dot", {}),
-    "gradient_dot_shared": ("gradient_dot", {}),
-    "truth_judges": ("cross_fit", {}),
-    "truth_dot": ("gradient_dot", {}),
 }
-SHARED = ("cross_fit_shared", "gradient_dot_shared")  # candidates sketched at the one surrogate of all subject pictures
 FIXED = ("albat_without_when",)  # pictures come in when those of all other rules do, whatever left-out pictures say
-TRUE = ("truth_judges", "truth_dot")  # judged by the held-out members themselves: how far could better judges come?
-FOLDED = ("gradient_cosine", "cross_fit", "gradient_dot", *SHARED)  # judged
+FOLDED = ("gradient_cosine", "cross_fit")  # judged
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
 # Pictures of another rule that come in as ALBAT's do: what of ALBAT's effect is which pictures, and what is when?
 WHEN = {"random_when": "random", "nearest_class_when": "nearest_class", "oracle_when": "oracle"}
@@ -170,11 +163,7 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
         raise UserError(f'There is no rule "{rule}": choose from {", ".join(RULES + ABLATIONS)}.')
     name, options = SKETCHED[rule]
     folded = rule in FOLDED
-    if rule in TRUE:
-        sketches, assessment = pool.true, pool.true_assessment
-    elif rule in SHARED:
-        sketches, assessment = pool.shared, pool.shared_assessment
-    elif folded:
+    if folded:
         sketches, assessment = pool.folded, pool.folded_assessment
     else:
         sketches, assessment = pool.candidates, pool.assessment
@@ -218,13 +207,11 @@ def prior_pictures(backbone: Backbone, prompt: str, count: int, seed: int, cache
 class Pool:
     """Sketches of one case and seed, shared by all rules: the shortlist is the first `count` of `ids`, the rest are EXTRA.
 
-    `everything` holds the sketches of all of them, folds included if they were asked for; `truth` the held-out members'
-    `judges` and `judge_curvature`, empty where no truth is known; `subject_steps` is how long a run is the subject's alone,
-    `most_strength` what lambda may reach after that.
+    `everything` holds the sketches of all of them, folds included if they were asked for; `subject_steps` is how long a run
+    is the subject's alone, `most_strength` what lambda may reach after that.
     """
 
     everything: Sketches
-    truth: dict[str, Tensor]
     vectors: Tensor
     count: int
     seed: int
@@ -256,26 +243,6 @@ class Pool:
         return assess(self.candidates)
 
     @cached_property
-    def shared(self) -> Sketches:
-        """As `folded`, but the judges meet the candidates' gradients at the surrogate of all subject pictures."""
-        return replace(self.folded, fold_gradients=self.folded.gradients.expand(len(self.folded.judges), -1, -1))
-
-    @cached_property
-    def shared_assessment(self) -> Assessment:
-        return assess(self.shared)
-
-    @cached_property
-    def true(self) -> Sketches:
-        """The shortlist with the held-out members as judges, at the surrogate of all subject pictures."""
-        if not self.truth:
-            raise UserError("There is no truth to judge by: leave out the rules that begin with `truth`.")
-        return replace(self.candidates, **self.truth, fold_gradients=self.candidates.gradients[None])
-
-    @cached_property
-    def true_assessment(self) -> Assessment:
-        return assess(self.true)
-
-    @cached_property
     def folded_assessment(self) -> Assessment:
         return assess(self.folded)
 
@@ -302,7 +269,7 @@ def make_pool(
     ids = (*found.ids, *(i for i in extra if i not in set(found.ids)))
     vectors, images, subject = world.store.vectors_of(ids), world.images(ids), case.given.encode(backbone)
     main, folded, clock = folder / "sketches.safetensors", folder / "folds.safetensors", folder / "seconds.json"
-    judging, turning = folder / "truth.safetensors", folder / "left_out.json"
+    turning = folder / "left_out.json"
     folder.mkdir(parents=True, exist_ok=True)
     seconds = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else {}
     # Pictures that only the prediction needs are no part of what a selection costs.
@@ -320,13 +287,7 @@ def make_pool(
     surrogate = training.subject_alone(surrogate_steps(settings, training, alone))
     if not main.is_file():
         began = time.perf_counter()
-        judges = backbone.encode(case.truths, case.captions) if case.truths else None
-        sketches = sketch_candidates(backbone, ids, vectors, images, subject, settings, surrogate, progress, judges)
-        with replacing(judging) as draft:
-            save_file(
-                {"judges": sketches.judges, "judge_curvature": sketches.judge_curvature} if judges is not None else {}, draft
-            )
-        save_sketches(_without_folds(sketches), main)
+        save_sketches(sketch_candidates(backbone, ids, vectors, images, subject, settings, surrogate, progress), main)
         seconds |= {"sketches": share * (time.perf_counter() - began)}
         write_json(clock, seconds)
     sketches = load_sketches(main)
@@ -340,7 +301,7 @@ def make_pool(
             write_json(clock, seconds)
         sketches = replace(sketches, **load_file(folded))
     seconds = {"left_out": 0.0, "sketches": 0.0, "folds": 0.0} | seconds
-    return Pool(sketches, load_file(judging), vectors, len(found.ids), seed, alone, most, seconds)
+    return Pool(sketches, vectors, len(found.ids), seed, alone, most, seconds)
 
 
 def predict(pool: Pool, ids: Sequence[str], weights: Tensor | None, strength: float) -> dict[str, float | None]:
