@@ -38,6 +38,7 @@ KEY = (
     "config",
     "selection",
 )
+PREDICTED = ("rho", "rho_sandwich", "rho_cross_fit", "predicted_by")
 
 
 def config_of(backbone: Backbone, settings: EvaluationSettings) -> str:
@@ -87,12 +88,15 @@ def draws_samples(settings: EvaluationSettings, step: int) -> bool:
 
 
 def read_rows(results: Path) -> list[dict]:
-    """The complete rows of a results file; where one was measured again with samples, only that one."""
+    """The complete rows of a results file; where one was measured again with samples, only that one, with what was predicted
+    for either."""
     rows: dict[tuple, dict] = {}
     for row in read_json_lines(results):
         row.setdefault("schedule", None if row["rule"] in WITHOUT_PICTURES else 1)
         row.setdefault("total_steps", 400)  # rows from before the key had it
         key = tuple(row[k] for k in KEY)
+        if key in rows and row.get("rho") is None:
+            row |= {name: rows[key].get(name) for name in PREDICTED}
         if key not in rows or row["generation"]:
             rows[key] = row
     return list(rows.values())

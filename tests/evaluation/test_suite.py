@@ -149,6 +149,15 @@ def test_rows_without_samples_are_made_again_only_where_samples_are_wanted(finis
     assert results.missing_steps(job, TINY, config, drawn) == []
 
 
+def test_a_row_made_again_with_samples_keeps_what_was_predicted(finished, tmp_path):
+    rows = [r for r in results.read_rows(finished[0] / "results.jsonl") if r["rule"] == "random"]
+    again = [r | {"generation": True, "clip_i": 0.5, "rho": None, "predicted_by": None} for r in rows]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows + again))
+    read = results.read_rows(tmp_path / "results.jsonl")
+    assert [r["clip_i"] for r in read] == [0.5] * len(rows) and rows[0]["rho"] is not None
+    assert all([r[k] for r in read] == [r[k] for r in rows] for k in results.PREDICTED)
+
+
 def test_samples_are_drawn_with_the_adapter_as_it_is(backbone, finished):
     settings = suite.GenerationSettings(steps=2)
     plain = suite.generate(backbone, ["a cat"], settings)[0]
