@@ -42,7 +42,8 @@ class Candidate:
     pictures alike in CLIP space; verdict: the group's (theory.md, Proposition 1); gain: by how much the picture lowers
     the predicted error, as a part of the error without any (Proposition 2); rank: place in the rule's order, from 1;
     chosen: whether training uses it; weight: how often, relative to the mean; origin: found by the search, added out of
-    the store by hand, or the user's own picture.
+    the store by hand, or the user's own picture; caption_fits: False where by CLIP many other candidates' captions say
+    better what is on it.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Candidate:
     weight: float = 1.0
     origin: str = SEARCH
     class_similarity: float | None = None
+    caption_fits: bool = True
 
     @property
     def unchecked(self) -> bool:

@@ -5,6 +5,8 @@ In: a project with a subject, a backbone, its store, settings.  Out: a `Choice`,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from bat_ui.additions import brought_along, pictures_of
@@ -24,6 +26,7 @@ from bat_ui.store.sticker import open_sticker_store
 from bat_ui.store.table import Store
 from bat_ui.subject import Subject
 
+MISFIT, FEW = 0.25, 20  # of captions that a picture's own may stand behind; candidates below which nothing can be told
 DEFAULT_NUMBER = 40  # pictures that the rules without a predicted-error curve take
 RANDOM_PART = 0.25  # part of ALBAT's shortlist that is drawn from the whole store, so that it can reach beyond neighbours
 
@@ -89,9 +92,9 @@ def choose_by_albat(
     added = pictures_of(project, further, store)
     images = store.pictures(found.ids) + added
     vectors = torch.cat([found.vectors, backbone.clip.embed_images(added)]) if further else found.vectors
-    nearness = _nearness(backbone, subject, vectors)
     origins = {c.id: c.origin for c in further}
     ids, captions = (*found.ids, *origins), (*found.captions, *(c.caption for c in further))
+    nearness = _nearness(backbone, subject, vectors, captions)
     rows = [Candidate(*row, origin=origins.get(row[0], SEARCH), **near) for *row, near in zip(ids, captions, nearness)]
     order = sorted(range(len(rows)), key=lambda i: -rows[i].class_similarity)
     rows, vectors = tuple(rows[i] for i in order), vectors[order]
@@ -141,7 +144,7 @@ def choose_nearest(
         identifier=subject.identifier,
     )
     order = sorted(range(len(found)), key=lambda i: (-float(found.similarity[i]), found.ids[i]))
-    near = _rounded(found.similarity, found.class_similarity)
+    near = _nearness(backbone, subject, found.vectors, found.captions)
     rows = tuple(
         Candidate(found.ids[i], found.captions[i], rank=r, chosen=r <= number, **near[i])
         for r, i in enumerate(order, start=1)
@@ -164,25 +167,37 @@ def choose_at_random(
     number = min(settings.num_backbone or DEFAULT_NUMBER, store.count)
     order = torch.randperm(store.count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
     ids = store.ids_at(order[: max(number, min(settings.shortlist, store.count))])
-    near = _nearness(backbone, subject, store.vectors_of(ids))
+    captions = store.captions_of(ids)
+    near = _nearness(backbone, subject, store.vectors_of(ids), captions)
     rows = tuple(
         Candidate(i, caption, rank=r, chosen=r <= number, **n)
-        for r, (i, caption, n) in enumerate(zip(ids, store.captions_of(ids), near), start=1)
+        for r, (i, caption, n) in enumerate(zip(ids, captions, near), start=1)
     )
     clock.lap("shortlist")
     return Choice("random", rows, number)
 
 
-def _nearness(backbone: Backbone, subject: Subject, vectors: torch.Tensor) -> list[dict[str, float]]:
-    """`similarity` and `class_similarity` of candidates with these CLIP vectors (n, d)."""
-    to_subject = (vectors @ backbone.clip.embed_images(subject.images).T).amax(1)
-    [prompt] = backbone.clip.embed_texts([backbone.class_prompt(subject.class_noun)])
-    return _rounded(to_subject, vectors @ prompt)
+def fitting_captions(pictures: torch.Tensor, captions: torch.Tensor) -> list[bool]:
+    """Whether each picture's caption says what is on it, from the unit CLIP vectors (n, d) of both.
+
+    It hardly does if more than MISFIT of all captions are nearer to the picture than its own.  Among fewer than FEW
+    candidates nothing can be told, and all count as fitting.
+    """
+    similarity = pictures @ captions.T
+    nearer = (similarity > similarity.diagonal()[:, None]).float().mean(1)
+    return [len(pictures) < FEW or part <= MISFIT for part in nearer.tolist()]
 
 
-def _rounded(to_subject: torch.Tensor, to_class: torch.Tensor) -> list[dict[str, float]]:
-    pairs = zip(to_subject.tolist(), to_class.tolist())
-    return [{"similarity": round(own, 6), "class_similarity": round(other, 6)} for own, other in pairs]
+def _nearness(backbone: Backbone, subject: Subject, vectors: torch.Tensor, captions: Sequence[str]) -> list[dict]:
+    """What CLIP says of candidates with these vectors (n, d) and captions, by the names that `Candidate` has for it."""
+    clip = backbone.clip
+    to_subject = (vectors @ clip.embed_images(subject.images).T).amax(1)
+    [prompt] = clip.embed_texts([backbone.class_prompt(subject.class_noun)])
+    fits = fitting_captions(vectors, clip.embed_texts(list(captions)))
+    return [
+        {"similarity": round(own, 6), "class_similarity": round(other, 6), "caption_fits": fit}
+        for own, other, fit in zip(to_subject.tolist(), (vectors @ prompt).tolist(), fits)
+    ]
 
 
 def _group_record(verdict: GroupVerdict, strength: float) -> dict:

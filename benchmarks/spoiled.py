@@ -31,7 +31,7 @@ from bat_ui.evaluation.subjects import Case, load_case
 from bat_ui.files import write_json
 from bat_ui.left_out import left_out_losses, steps_alone, surrogate_steps
 from bat_ui.project import silent
-from bat_ui.search import find_candidates, open_store
+from bat_ui.search import find_candidates, fitting_captions, open_store
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.sketching import sketch_candidates
 from bat_ui.store.table import Store
@@ -79,7 +79,8 @@ def main() -> None:
             kept = args.work / f"{name} {way}.json".replace("/", "-").replace(" ", "-")
             if not kept.is_file():
                 write_json(kept, try_out(backbone, store, load_case(name, seed=0), spoil))
-            found[f"{name}, {way}"] = json.loads(kept.read_text(encoding="utf-8"))
+            known = json.loads(kept.read_text(encoding="utf-8"))
+            found[f"{name}, {way}"] = known | {"misfits": misfits(backbone, store, name, spoil)}
     record.write("spoiled", found, describe(found), headline(found))
 
 
@@ -110,6 +111,13 @@ def try_out(backbone: Backbone, store: Store, case: Case, spoil: Spoil) -> dict:
         taken = () if choice is None else choice.chosen
         result[rule] = {"taken": len(taken), "spoiled": len(set(taken) & set(bad))} | known[key]
     return result
+
+
+def misfits(backbone: Backbone, store: Store, name: str, spoil: Spoil) -> list:
+    """Of how many spoiled and sound candidates the page says that their captions hardly fit, and how many there are."""
+    _, spoiled, vectors, encoded = spoiled_candidates(backbone, store, load_case(name, seed=0), spoil)
+    fits = torch.tensor(fitting_captions(vectors, backbone.clip.embed_texts(list(encoded.captions))))
+    return [int((~fits & spoiled).sum()), int(spoiled.sum()), int((~fits & ~spoiled).sum()), int((~spoiled).sum())]
 
 
 def spoiled_candidates(backbone: Backbone, store: Store, case: Case, spoil: Spoil):
@@ -171,13 +179,14 @@ def losses(
 
 def describe(found: dict) -> str:
     rules = ("none", "checked", "unchecked", "sound alone", "spoiled alone")
-    verdicts, members, others = [], [], []
+    verdicts, members, others, captions = [], [], [], []
     for name, each in found.items():
         bad = [g for g in each["groups"] if 2 * g["spoiled"] > g["size"]]
         good = [g for g in each["groups"] if g not in bad]
         taken = [each[rule][key] for rule in ("checked", "unchecked") for key in ("taken", "spoiled")]
         verdicts.append([name, len(bad), harmful(bad), len(good), harmful(good), *taken])
         members.append([name, *(f"{1000 * each[rule]['losses'][i]:.0f}" for i in range(len(STEPS)) for rule in rules)])
+        captions.append([name, *each["misfits"]])
         others.append([name, *(f"{1000 * each[rule]['prior'][-1]:.0f}" for rule in rules)])
     head = ["subject, and how spoiled", "mostly spoiled groups", "harmful", "other groups", "harmful"]
     return f"""# A store with spoiled pictures
@@ -195,6 +204,10 @@ check, of ALBAT's choice among the sound pictures alone, and of the nearest spoi
 Loss on {PRIOR} random pictures of the store, as they are, x 1000 after {STEPS[-1]} steps: what the model forgets.
 
 {record.table([head[0], *rules], others)}
+
+Candidates of which the page says that their captions hardly fit:
+
+{record.table([head[0], "of the spoiled", "there are", "of the sound", "there are"], captions)}
 """
 
 

@@ -35,6 +35,7 @@ RULE_NAMES = {
     "none": "None",
 }
 ORIGINS = {"added": "added by you", "own": "your own picture"}
+MISFIT = "Its caption hardly fits it."
 SYMBOLS = """<details class="symbols"><summary>The symbols behind these words</summary>
 <p>A picture's <b>kind</b> is its group <i>j</i> by k-means in CLIP space. Its <b>disagreement</b> is λ<sub>j</sub>δ: the
 variance λ<sub>j</sub> by which the group's best adapter differs from your subject's, beside the variance 1/δ of an adapter
@@ -74,6 +75,9 @@ def summary(choice: Choice) -> str:
             words += f": the prediction sees no help in them; {weight}, to keep yours from being learned by heart."
     else:
         words += "."
+    if misfits := sum(not c.caption_fits for c in choice.chosen):
+        have = "has a caption that hardly fits" if misfits == 1 else "have captions that hardly fit"
+        words += f" {misfits} of them {have}, and wrong words teach wrong things: have a look."
     if added:
         words += (
             f" <span id='unchecked'>{added} added by you {'are' if added > 1 else 'is'} not checked and not counted in "
@@ -158,6 +162,8 @@ def _card(project: Project, choice: Choice, c: Candidate, mark: str) -> str:
     if facts and c.class_similarity is not None:
         facts[0] += f", to the class {c.class_similarity:.2f}"
     facts.append(choice.reason(c))
+    if not c.caption_fits:
+        facts.append(MISFIT)
     picture, small = project.candidate_picture(c.id), project.candidate_thumbnail(c.id)
     shown = small if small.is_file() else picture
     source = escape(address(shown)) if shown.is_file() else ""

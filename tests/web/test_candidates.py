@@ -57,6 +57,13 @@ def test_the_curve_says_how_much_of_its_fall_the_suggested_number_wins(at_two, s
     assert said in candidates.curve(replace(CHOICE, errors=(1.0, 0.9, at_two, 0.4), knee=2))
 
 
+def test_a_caption_that_hardly_fits_is_said_on_the_card_and_counted_among_those_taken(project):
+    wrong = replace(CHOICE, candidates=tuple(replace(c, caption_fits=False) for c in ROWS))
+    assert all("caption hardly fits" in " ".join(b.itertext()) for b in buttons_of(project, wrong).values())
+    assert "1 of them has a caption that hardly fits" in candidates.summary(wrong)
+    assert "hardly fit" not in candidates.summary(CHOICE) + candidates.cards(project, CHOICE, ["a/1", "a/2"])
+
+
 def test_a_number_beyond_the_lowest_point_of_the_curve_is_explained():
     said = candidates.curve(replace(CHOICE, errors=(1.0, 0.8, 1.2), knee=2))
     assert "lowest with 1 (0.80)" in said and "2 are suggested all the same" in said
