@@ -94,7 +94,7 @@ def choose_by_albat(
     vectors = torch.cat([found.vectors, backbone.clip.embed_images(added)]) if further else found.vectors
     origins = {c.id: c.origin for c in further}
     ids, captions = (*found.ids, *origins), (*found.captions, *(c.caption for c in further))
-    nearness = _nearness(backbone, subject, vectors, captions)
+    nearness = _known(backbone, vectors, captions, *_nearness(backbone, subject, vectors))
     rows = [Candidate(*row, origin=origins.get(row[0], SEARCH), **near) for *row, near in zip(ids, captions, nearness)]
     order = sorted(range(len(rows)), key=lambda i: -rows[i].class_similarity)
     rows, vectors = tuple(rows[i] for i in order), vectors[order]
@@ -144,7 +144,7 @@ def choose_nearest(
         identifier=subject.identifier,
     )
     order = sorted(range(len(found)), key=lambda i: (-float(found.similarity[i]), found.ids[i]))
-    near = _nearness(backbone, subject, found.vectors, found.captions)
+    near = _known(backbone, found.vectors, found.captions, found.similarity, found.class_similarity)
     rows = tuple(
         Candidate(found.ids[i], found.captions[i], rank=r, chosen=r <= number, **near[i])
         for r, i in enumerate(order, start=1)
@@ -167,8 +167,8 @@ def choose_at_random(
     number = min(settings.num_backbone or DEFAULT_NUMBER, store.count)
     order = torch.randperm(store.count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
     ids = store.ids_at(order[: max(number, min(settings.shortlist, store.count))])
-    captions = store.captions_of(ids)
-    near = _nearness(backbone, subject, store.vectors_of(ids), captions)
+    captions, vectors = store.captions_of(ids), store.vectors_of(ids)
+    near = _known(backbone, vectors, captions, *_nearness(backbone, subject, vectors))
     rows = tuple(
         Candidate(i, caption, rank=r, chosen=r <= number, **n)
         for r, (i, caption, n) in enumerate(zip(ids, captions, near), start=1)
@@ -188,15 +188,20 @@ def fitting_captions(pictures: torch.Tensor, captions: torch.Tensor) -> list[boo
     return [len(pictures) < FEW or part <= MISFIT for part in nearer.tolist()]
 
 
-def _nearness(backbone: Backbone, subject: Subject, vectors: torch.Tensor, captions: Sequence[str]) -> list[dict]:
+def _nearness(backbone: Backbone, subject: Subject, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines (n,) of CLIP vectors (n, d): the largest to a subject picture, and the one to the class prompt."""
+    [prompt] = backbone.clip.embed_texts([backbone.class_prompt(subject.class_noun)])
+    return (vectors @ backbone.clip.embed_images(subject.images).T).amax(1), vectors @ prompt
+
+
+def _known(
+    backbone: Backbone, vectors: torch.Tensor, captions: Sequence[str], to_subject: torch.Tensor, to_class: torch.Tensor
+) -> list[dict]:
     """What CLIP says of candidates with these vectors (n, d) and captions, by the names that `Candidate` has for it."""
-    clip = backbone.clip
-    to_subject = (vectors @ clip.embed_images(subject.images).T).amax(1)
-    [prompt] = clip.embed_texts([backbone.class_prompt(subject.class_noun)])
-    fits = fitting_captions(vectors, clip.embed_texts(list(captions)))
+    fits = fitting_captions(vectors, backbone.clip.embed_texts(list(captions)))
     return [
         {"similarity": round(own, 6), "class_similarity": round(other, 6), "caption_fits": fit}
-        for own, other, fit in zip(to_subject.tolist(), (vectors @ prompt).tolist(), fits)
+        for own, other, fit in zip(to_subject.tolist(), to_class.tolist(), fits)
     ]
 
 

@@ -23,8 +23,15 @@ from bat_ui.evaluation.subjects import Case, load_case
 from bat_ui.search import find_candidates, open_store
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, SUBJECT_DRAWS, SUBJECT_VECTORS, sketch_images
-from bat_ui.store.table import Store
+from bat_ui.sketching import (
+    CANDIDATE_STREAM,
+    CLASS_LIKE,
+    PICTURES_PER_GROUP,
+    SUBJECT_DRAWS,
+    SUBJECT_STREAM,
+    SUBJECT_VECTORS,
+    sketch_images,
+)
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
@@ -35,7 +42,6 @@ FORMS = {FISHER: ("fisher", 1), "Gauss-Newton, 1 vector": ("gauss_newton", 1), E
 BEFORE, AFTER = 40, 50  # steps of one run, between which the gradients' change is compared with what curvature makes of it
 NEAR, OTHERS, VECTORS = 40, 20, 3  # candidates, candidates from the end of the list, and Gauss-Newton vectors of each
 STEP = ("cosine", "sketched", "measured")
-CANDIDATES, SUBJECT = 1, 2  # streams of draws
 
 
 def main() -> None:
@@ -45,19 +51,13 @@ def main() -> None:
     for name in SUBJECTS:
         case = load_case(name, seed=0)
         found = find_candidates(store, backbone, case.given, case.class_prompt, SETTINGS)
-        candidates = encode(backbone, store, found.ids)
+        candidates = backbone.encode(store.pictures(found.ids), found.captions)
         subject = case.given.encode(backbone)
-        vectors = store.vectors_of(found.ids)
         figures[name] = {
-            "surrogate": at_surrogate(backbone, candidates, vectors, subject),
+            "surrogate": at_surrogate(backbone, candidates, found.vectors, subject),
             "step": along_step(backbone, candidates, subject, case),
         }
     record.write("curvature", figures, describe(figures), headline(figures))
-
-
-def encode(backbone: Backbone, store: Store, ids: tuple[str, ...]) -> Encoded:
-    rows = {name: i for i, name in enumerate(store.ids)}
-    return backbone.encode(store.pictures(ids), [store.captions[rows[i]] for i in ids])
 
 
 def at_surrogate(backbone: Backbone, candidates: Encoded, vectors: Tensor, subject: Encoded) -> dict:
@@ -68,10 +68,10 @@ def at_surrogate(backbone: Backbone, candidates: Encoded, vectors: Tensor, subje
         for _ in train(backbone, weights, new_optimizer(weights, training), subject, None, training):
             pass
         projection = make_projection(backbone.unet, SETTINGS.sketch_size, SETTINGS.seed)
-        draw = backbone.draw(SUBJECT_DRAWS, step_generator(SETTINGS.seed, -SUBJECT))
+        draw = backbone.draw(SUBJECT_DRAWS, step_generator(SETTINGS.seed, -SUBJECT_STREAM))
         keys = torch.arange(len(subject))
         adapted = sketch_images(backbone, subject, keys, draw, projection, SUBJECT_VECTORS, "gauss_newton", SETTINGS.seed)
-        draw = backbone.draw(SETTINGS.draws, step_generator(SETTINGS.seed, -CANDIDATES))
+        draw = backbone.draw(SETTINGS.draws, step_generator(SETTINGS.seed, -CANDIDATE_STREAM))
         keys = torch.arange(count)
         made = {
             form: sketch_images(backbone, candidates, keys, draw, projection, vectors, kind, SETTINGS.seed)
@@ -160,7 +160,7 @@ def along_step(backbone: Backbone, candidates: Encoded, subject: Encoded, case: 
 
 def mean_gradient(backbone: Backbone, images: Encoded, weights: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
     """Of the images' mean loss over the draws of their sketches, by a plain backward each."""
-    timesteps, noise = backbone.draw(SETTINGS.draws, step_generator(SETTINGS.seed, -CANDIDATES))
+    timesteps, noise = backbone.draw(SETTINGS.draws, step_generator(SETTINGS.seed, -CANDIDATE_STREAM))
     totals = {name: torch.zeros(p.shape) for name, p in weights.items()}
     for i in range(len(images)):
         prediction, target = backbone.predict(images[torch.full((len(timesteps),), i)], timesteps, noise)
@@ -188,7 +188,7 @@ def projected(backbone: Backbone, values: dict[str, Tensor], projection: Project
 
 
 def sketch_set(backbone: Backbone, images: Encoded, projection) -> BatchSketch:
-    draw = backbone.draw(SETTINGS.draws, step_generator(SETTINGS.seed, -CANDIDATES))
+    draw = backbone.draw(SETTINGS.draws, step_generator(SETTINGS.seed, -CANDIDATE_STREAM))
     keys = torch.arange(len(images))
     made = sketch_images(backbone, images, keys, draw, projection, VECTORS, "gauss_newton", SETTINGS.seed)
     return BatchSketch(*(part.cpu() for part in made))

@@ -21,7 +21,7 @@ from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import UNREAD, Record
 from bat_ui.store.rows import arrow_table, picture_columns
-from bat_ui.store.table import among, open_table
+from bat_ui.store.table import open_table, rows_among
 
 BATCH = 64  # pictures that are encoded at once
 AHEAD = 4 * BATCH  # pictures that are decoded ahead of the encoder
@@ -59,15 +59,7 @@ def new_records(job: Job) -> Iterator[tuple[int, Record]]:
 
 def known_ids(table, ids: Sequence[str]) -> set[str]:
     """Those of the ids that the table has."""
-    return set(captions_of(table, ids))
-
-
-def captions_of(table, ids: Sequence[str]) -> dict[str, str]:
-    """The captions of those of the ids that the table has."""
-    if not ids:
-        return {}
-    found = table.search().where(among(ids)).select(["id", "caption"]).limit(len(ids)).to_arrow()
-    return dict(zip(found["id"].to_pylist(), found["caption"].to_pylist()))
+    return set(rows_among(table, ids)["id"].to_pylist())
 
 
 def chunks(items: Iterable, size: int) -> Iterator[list]:

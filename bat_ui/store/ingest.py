@@ -25,13 +25,13 @@ from filelock import Timeout
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from bat_ui.store.duplicates import mark_duplicates
-from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, captions_of, chunks, known_ids
+from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, known_ids
 from bat_ui.store.index import build_indexes, drop_old
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options
 from bat_ui.store.sources import FilesPart, find_parts
-from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, building_lock, open_table, read_info, write_info
+from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, building_lock, open_table, read_info, rows_among, write_info
 
 ENGINES = ("local", "ray")
 UNSTATED = "not stated"
@@ -169,7 +169,8 @@ def _correct_captions(table, parts: Sequence) -> int:
     """Give pictures of folders that are in the store the captions that they have by now; returns how many."""
     changed: dict[str, str] = {}
     for part in (part for part in parts if isinstance(part, FilesPart)):
-        stored = captions_of(table, part.ids)
+        found = rows_among(table, part.ids, "caption")
+        stored = dict(zip(found["id"].to_pylist(), found["caption"].to_pylist()))
         for record in part.records() if stored else ():
             if not record.problem and stored.get(record.id, record.caption) != record.caption:
                 changed[record.id] = record.caption

@@ -204,9 +204,14 @@ class Store:
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return self._table.schema.empty_table().select(columns)
-        found = self._table.search().where(among(wanted)).select(["id", *columns]).limit(len(wanted)).to_arrow()
+        found = rows_among(self._table, wanted, *columns)
         place = {i: n for n, i in enumerate(found["id"].to_pylist())}
         return found.take([place[i] for i in ids]).select(columns)
+
+
+def rows_among(table, ids: Sequence[str], *columns: str) -> pa.Table:
+    """The id and other columns of those of the ids, one or more, that the table has, in any order."""
+    return table.search().where(among(ids)).select(["id", *columns]).limit(len(ids)).to_arrow()
 
 
 def among(ids: Iterable[str]) -> str:

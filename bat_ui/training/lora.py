@@ -30,29 +30,26 @@ def lora(backbone: Backbone, rank: int, seed: int, text_encoder: bool = False) -
 
     Yields its weights in float32, by their names in the UNet; those of text encoders begin with `text_encoder`.
     """
+    encoders = backbone.text_encoders if text_encoder else ()
     adapted = [("", backbone.unet, backbone.lora_targets)]
-    if text_encoder:
-        names = ("text_encoder.", "text_encoder_2.")
-        adapted += [(name, encoder, TEXT_TARGETS) for name, encoder in zip(names, backbone.text_encoders)]
+    adapted += [(name, encoder, TEXT_TARGETS) for name, encoder in zip(("text_encoder.", "text_encoder_2."), encoders)]
     weights: dict[str, nn.Parameter] = {}
     put_on = []
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for prefix, module, targets in adapted:
-                module.to(backbone.device)  # where memory is scarce an encoder waits elsewhere
-                config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
-                module.add_adapter(config, adapter_name=ADAPTER)
-                put_on.append(module)
-                weights |= {prefix + name: p for name, p in module.named_parameters() if p.requires_grad}
-        for parameter in weights.values():
-            parameter.data = parameter.data.float()
-        yield weights
-    finally:
-        for module in put_on:
-            _take_off(module)
-            if backbone.preset.offload and module is not backbone.unet:
-                module.to("cpu")
+    with backbone.at_work(*encoders):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                for prefix, module, targets in adapted:
+                    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
+                    module.add_adapter(config, adapter_name=ADAPTER)
+                    put_on.append(module)
+                    weights |= {prefix + name: p for name, p in module.named_parameters() if p.requires_grad}
+            for parameter in weights.values():
+                parameter.data = parameter.data.float()
+            yield weights
+        finally:
+            for module in put_on:
+                _take_off(module)
 
 
 def lora_layers_by_part(backbone: Backbone) -> dict[str, dict[str, Tensor]]:
