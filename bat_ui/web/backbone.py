@@ -279,9 +279,9 @@ def build_backbone_step(shared: Shared) -> Step:
         build_additions(shared, view, own, revised)
     cards.render()
     more.render()
-    private = {"api_visibility": "private", "show_progress": "hidden"}
+    private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "look_at_candidates"}
     each = {"trigger_mode": "multiple", **private}  # a click while the one before is answered counts, too
-    shared.heartbeat.follow(_seen, [id], draw_again, view, own)
+    shared.heartbeat.follow(_seen, [id], draw_again, view, own, "look_at_candidates")
     shared.heartbeat.mirror(draw_panel, [id], [panel])
     find.click(
         answering(message, start), id, [message, limit, versus, *own], inputs_kwargs=widgets, api_name="find_pictures"

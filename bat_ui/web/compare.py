@@ -129,8 +129,8 @@ def build_comparison_step(shared: Shared) -> Step:
         adapters.use_checkpoint(run, int(picked))
         return follow(project, run.folder.name, picked, left, right)
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen, step, a, b], own)
+    private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "look_at_checkpoints"}
+    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen, step, a, b], own, "look_at_checkpoints")
     chosen.input(answering(message, look_at), [id, chosen], [message, *own], **private)
     for side in (a, b):
         side.input(answering(message, look_at_two), [id, a, b], [message, pairs], **private)

@@ -155,8 +155,8 @@ def build_generation_step(shared: Shared) -> Step:
             stop_verb(run, "generate")
         return follow(project, wanted)
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
+    private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "look_at_samples"}
+    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own, "look_at_samples")
     shared.heartbeat.mirror(draw_panel, [id, chosen], [panel])
     shared.tabs.change(fill, [id, prompt], prompt, **private)
     chosen.input(answering(message, look_at), [id, chosen], [message, *own], **private)

@@ -100,11 +100,17 @@ class Heartbeat:
         handler: Callable[..., Updates],
         inputs: Sequence[Component],
         outputs: Sequence[Component],
+        concurrency_id: str | None = None,
     ) -> None:
-        """Draw `outputs` by `handler` whenever the word that `look` gives for the values of `about` becomes another one."""
+        """Draw `outputs` by `handler` whenever the word that `look` gives for the values of `about` becomes another one.
+
+        Events with the same `concurrency_id` are answered in the order in which they came.  The choice among runs shares it
+        with what draws the chosen one anew: else a late answer about the run before would be drawn over it.
+        """
         box = gr.Textbox("", visible=False, label="heartbeat")
         self._parts.append(_Part(look, about, box))
-        box.change(handler, [*inputs], [*outputs], show_progress="hidden", api_visibility="private")
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        box.change(handler, [*inputs], [*outputs], concurrency_id=concurrency_id, **quiet)
 
     def mirror(self, draw: Callable[..., Sequence[str]], about: Sequence[Component], outputs: Sequence[gr.HTML]) -> None:
         """Keep the texts of `outputs` as `draw` gives them for the values of `about`, while their tab is in sight."""

@@ -157,8 +157,8 @@ def build_stores(shared: Shared) -> Stores:
             status = queue.status(required(project), "ingest")
         return {"state": status["state"], "message": status.get("message", ""), "done": status.get("done", 0)}
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen, listed], own)
+    private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "look_at_stores"}
+    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen, listed], own, "look_at_stores")
     panel.expand(expand, [id, chosen], own, **private)
     stores.click(answering(message, choose), id, [message, chosen, *own], **private)
     form = [title, rights, stands_in, chosen]

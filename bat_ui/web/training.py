@@ -224,8 +224,8 @@ def build_training_step(shared: Shared) -> Step:
             stop_verb(run, "train", now)
         return follow(project, wanted)
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own)
+    private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "look_at_runs"}
+    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen], own, "look_at_runs")
     shared.heartbeat.mirror(draw, [id, chosen], moving)
     shared.heartbeat.mirror(expect, [id, *(widgets[name] for name in COSTLY)], [expected])
     begin.click(answering(message, start), [id, memory, processes], [message, *own], inputs_kwargs=widgets, api_name="train")

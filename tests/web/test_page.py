@@ -102,3 +102,19 @@ def test_only_the_threads_that_serve_the_page_wait_for_a_training():
     serving.start()
     serving.join()
     assert seen == [max(10, before)] * 2 and priority() == before
+
+
+def test_what_a_choice_draws_and_what_is_drawn_anew_by_itself_are_answered_in_order(page):
+    events, beside = page.fns.values(), 0
+    for follower in (event for event in events if "heartbeat" in changed(page, event)):
+        drawn = {part._id for part in follower.outputs}
+        for event in events:
+            if any(trigger == "input" for _, trigger in event.targets) and drawn <= {part._id for part in event.outputs}:
+                assert event.concurrency_id == follower.concurrency_id, event.fn
+                beside += 1
+    assert beside >= 3  # in steps 2, 4 and 5
+
+
+def changed(page, event) -> set:
+    """The labels of the parts whose change sets an event off."""
+    return {getattr(page.blocks[id], "label", None) for id, trigger in event.targets if trigger == "change"}
