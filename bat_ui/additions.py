@@ -106,10 +106,10 @@ def add_own(
     caption = check_caption(caption)
     if not caption:
         raise UserError("Say what your own pictures show, such as “a photo of a cat”: the model learns them by that name.")
-    taken = [path.stem for path in project.own_pictures.glob("*.png")]
-    if len(taken) + len(files) > MAX_OWN:
+    if sum(c.origin == OWN for c in choice.candidates) + len(files) > MAX_OWN:
         raise UserError(f"A project can have {MAX_OWN} pictures of your own: make a store of them with more.")
     pictures, problems = {}, []
+    taken = [path.stem for path in project.own_pictures.glob("*.png")]  # those of undone changes, too
     for name, file in zip(unique_names(files, taken), files):
         try:
             pictures[name] = read_picture(file)

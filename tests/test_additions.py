@@ -125,6 +125,17 @@ def test_own_pictures_need_a_name_and_an_end(project, backbone, monkeypatch):
         additions.add_own(project, choice, backbone.clip, [project.folder] * 2, "x")
 
 
+def test_an_undone_own_picture_gives_its_room_back(project, backbone, monkeypatch, faces):
+    monkeypatch.setattr(additions, "MAX_OWN", 1)
+    for _ in range(2):
+        before = Choice.load(project.choice)
+        after = change(project, additions.add_own(project, before, backbone.clip, faces[:1], "mine")[0])
+        assert sum(c.origin == OWN for c in after.chosen) == 1
+        with pytest.raises(UserError, match="make a store"):
+            additions.add_own(project, after, backbone.clip, faces[1:2], "mine")
+        assert history.undo(project) == before
+
+
 def test_added_and_own_pictures_are_trained_on_and_said_in_report_and_model_card(project, backbone, far, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     choice = Choice.load(project.choice)
