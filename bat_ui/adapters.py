@@ -46,7 +46,7 @@ def samples_of_adapter(run: Run) -> list[dict]:
 def use_checkpoint(run: Run, step: int) -> None:
     """Make the adapter of a checkpoint the run's.
 
-    Raises UserError if there is no such checkpoint, if its files are damaged, or while the run is training.
+    Raises UserError if there is no such checkpoint, if its files are damaged, or while the run's adapter is made or used.
     """
     from bat_ui.training.checkpoint import is_complete  # here, since torch takes seconds to import
 
@@ -56,6 +56,8 @@ def use_checkpoint(run: Run, step: int) -> None:
         raise UserError(f"There is no checkpoint of step {step}: {there}.")
     if run.status("train")["state"] == "running":
         raise UserError("This run is still training and would put its own adapter in place: stop it or wait for its end.")
+    if any(run.status(verb)["state"] == "running" for verb in ("generate", "export")):
+        raise UserError("This run's adapter is just being drawn with or packed: wait for that, then use another checkpoint.")
     if not is_complete(_folder(run, step)):
         raise UserError(f"The checkpoint of step {step} is damaged: choose another one.")
     [source] = _folder(run, step).glob(WEIGHTS)

@@ -7,7 +7,6 @@ Own pictures lie in the project's own/, decoded and written anew, so that nothin
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,6 +17,7 @@ from PIL import Image
 from bat_ui.choice import ADDED, OWN, SEARCH, Candidate, Choice, mark, revise
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
+from bat_ui.files import whole_folder
 from bat_ui.pictures import read_picture
 from bat_ui.project import Project, Run
 from bat_ui.store.catalogue import store_place
@@ -152,24 +152,40 @@ def brought_along(project: Project, store: Store | None) -> tuple[Candidate, ...
     return tuple(Candidate(c.id, c.caption, c.similarity, chosen=True, origin=c.origin) for c in wanted)
 
 
+def store_of_added(project: Project) -> Store | None:
+    """The store that pictures were added by hand from to the last choice; None if there are none, or it is gone."""
+    if not project.choice.is_file():
+        return None
+    before = Choice.load(project.choice)
+    if all(c.origin != ADDED for c in before.candidates):
+        return None
+    try:
+        return store_of(before)
+    except UserError:
+        return None
+
+
 def save_candidates(project: Project, candidates: Iterable[Candidate], store: Store | None) -> None:
-    """Keep all candidates' pictures for people to look at, in place of those that were there."""
+    """Keep all candidates' pictures for people to look at, in place of those that were there, once all of them are saved."""
     candidates = list(candidates)
     pictures = pictures_of(project, candidates, store)
-    shutil.rmtree(project.candidates, ignore_errors=True)
-    project.candidates.mkdir(parents=True)
-    for candidate, picture in zip(candidates, pictures):
-        save_candidate(project, candidate.id, picture)
+    with whole_folder(project.candidates) as folder:
+        for candidate, picture in zip(candidates, pictures):
+            save_candidate(project, candidate.id, picture, folder)
 
 
-def save_candidate(project: Project, id: str, picture: Image.Image) -> None:
-    """Keep a candidate's picture, and a small copy of a large one, so that hundreds of cards scroll smoothly."""
-    project.candidates.mkdir(parents=True, exist_ok=True)
-    picture.save(project.candidate_picture(id))
+def save_candidate(project: Project, id: str, picture: Image.Image, folder: Path | None = None) -> None:
+    """Keep a candidate's picture, and a small copy of a large one, so that hundreds of cards scroll smoothly.
+
+    folder: what is to become the project's folder of candidates, if not that itself.
+    """
+    folder = folder or project.candidates
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / project.candidate_picture(id).name)
     if max(picture.size) > THUMBNAIL:
         small = picture.copy()
         small.thumbnail((THUMBNAIL, THUMBNAIL))
-        small.save(project.candidate_thumbnail(id), quality=85)
+        small.save(folder / project.candidate_thumbnail(id).name, quality=85)
 
 
 def counts(choice: Choice) -> dict[str, int]:

@@ -250,9 +250,7 @@ def revise(
     extra = choice.extra if extra is None else tuple(extra)
     known = {c.id for c in (*choice.looked_at, *extra)}
     dropped, kept = set(dropped), set(kept)
-    unknown = (dropped | kept) - known
-    if unknown:
-        raise UserError(f"{sorted(unknown)[0]} is not among the candidates: choose one from the list.")
+    _check_known(dropped | kept, known)
     extra = tuple(replace(c, chosen=c.id not in dropped) for c in extra)
     choice = replace(choice, candidates=choice.looked_at + extra, dropped=tuple(sorted(dropped)), kept=tuple(sorted(kept)))
     if choice.rule in RULES:
@@ -277,6 +275,7 @@ def mark(choice: Choice, ids: Iterable[str], wanted: bool, sketches_path: Path) 
     Raises UserError for ids that are not candidates.
     """
     ids = set(ids)
+    _check_known(ids, {c.id for c in choice.candidates})
     dropped, kept = set(choice.dropped) - ids, set(choice.kept) - ids
     free = revise(choice, sketches_path, dropped=dropped, kept=kept, num_backbone=choice.num_backbone)
     taken = {c.id for c in free.chosen}
@@ -286,6 +285,11 @@ def mark(choice: Choice, ids: Iterable[str], wanted: bool, sketches_path: Path) 
     # Whoever drops one picture frees a place for the next; of a group none may take it.
     (kept if wanted else dropped).update(ids if len(ids) > 1 else others)
     return revise(choice, sketches_path, dropped=dropped, kept=kept, num_backbone=choice.num_backbone)
+
+
+def _check_known(ids: set[str], known: set[str]) -> None:
+    if ids - known:
+        raise UserError(f"{sorted(ids - known)[0]} is not among the candidates: choose one from the list.")
 
 
 def mark_group(choice: Choice, group: int, wanted: bool, sketches_path: Path) -> Choice:

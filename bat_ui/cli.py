@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return VERBS[args.verb](args) or 0
     except Stopped:
         return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except Exception as problem:
         said = explained(problem)
         if said is None:
@@ -54,6 +56,8 @@ def _select(args: argparse.Namespace) -> None:
     from bat_ui.project import Project
 
     if Project(args.subject).subject_marker.is_file():
+        if args.class_noun or args.out or args.cut_out:
+            raise UserError("--class-noun, --out and --cut-out go with a folder of pictures: leave them out for a project.")
         project, backbone = Project(args.subject), _load(args, search=True)
     elif not args.class_noun or not args.out:
         raise UserError("Give --class-noun and --out with a folder of pictures.")
@@ -171,7 +175,7 @@ def _export(args: argparse.Namespace) -> int:
     small = {"device": "cpu", "dtype": torch.bfloat16}
     with Reporter(project, "export") as report:
         report(f"Preparing {args.format}", 0, 1)
-        folder, checks = export(project, args.format, args.to, lambda: _load(args, **small))
+        folder, checks = export(project, args.format, args.to, lambda: _load(args, **small), args.zip)
         if args.zip:
             packed(folder, checks)
     for check in checks:
@@ -248,6 +252,8 @@ def _prepare(args: argparse.Namespace):
 
     sources = subject_files(args.subject)
     project, backbone = Project(args.out), _load(args, search=True)
+    for kind in (SelectionSettings, TrainingSettings, ValidationSettings, GenerationSettings):
+        settings_of(kind, args, backbone)  # before anything is written
     subject = line.prepare(
         project,
         sources,

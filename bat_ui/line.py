@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bat_ui.additions import brought_along, counts, pictures_of, save_candidates
+from bat_ui.additions import brought_along, counts, pictures_of, save_candidates, store_of_added
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import OWN, Choice
@@ -86,7 +86,9 @@ def select(
     made = project.subject_marker.stat().st_mtime_ns
     clock = Clock()
     if settings.rule == "none":
-        opened, choice = None, Choice("none", (), 0)
+        opened, choice = store_of_added(project), Choice("none", (), 0)
+        if opened is not None:
+            choice = replace(choice, store=Choice.load(project.choice).store)
     else:
         progress("Opening the backbone store", 0, 1)
         opened = open_store(backbone, progress, settings.store)
@@ -96,12 +98,14 @@ def select(
         choice = replace(choice, store=opened.info.summary | ({"place": opened.place.uri} if settings.store else {}))
     known = {c.id for c in choice.candidates}
     further = tuple(c for c in brought_along(project, opened) if c.id not in known)
-    if opened is None:  # "your pictures alone" means just that; they are there to be taken again
+    if settings.rule == "none":  # "your pictures alone" means just that; they are there to be taken again
         further = tuple(replace(c, chosen=False) for c in further)
         choice = replace(choice, dropped=tuple(sorted(c.id for c in further)))
     choice = replace(choice, candidates=choice.candidates + further)
     save_candidates(project, choice.candidates, opened)
-    choice.save(project.choice)
+    if settings.rule == "albat":
+        os.replace(project.new_sketches, project.sketches)
+    choice.save(project.choice)  # all that takes time or room is done: a search that fails leaves the earlier one whole
     project.choice_history.unlink(missing_ok=True)
     about = {key: value for key, value in choice.store.items() if key != "place"}
     report = {"settings": settings, "chosen": len(choice.chosen), "store": about, "seconds": clock.seconds}
@@ -124,12 +128,14 @@ def run_training(
     Writes losses.jsonl as it goes, a checkpoint every `settings.checkpoint_every` steps and when stopped, and the final
     adapter; with `validation`, samples and metrics of each checkpoint but a stopped one's.  With `resume` it goes on from
     the last complete checkpoint, to the same weights as an uninterrupted run, whatever ended it and whatever was drawn.
-    Raises UserError for a resume with settings that its checkpoints were not made with.
+    Raises UserError for a resume with settings or pictures that its checkpoints were not made with.
     """
     clock, together = Clock(), processes()
     checkpoint = latest_checkpoint(run.checkpoints) if resume else None
     if checkpoint is not None:
         _check_settings(run.remembered(TrainingSettings), settings)
+        if run.learned_from.is_file() and Choice.load(run.learned_from) != Choice.load(run.choice):
+            raise UserError("Other pictures are taken now than when this run began: begin anew, without going on.")
     prepared = Subject.load(run.subject)
     subject = prepared.encode(backbone, bucketed=backbone.photos)
     choice = Choice.load(run.choice)
@@ -139,11 +145,14 @@ def run_training(
     together.wait()  # until all have looked for a checkpoint
     if together.is_main:
         _clear(run, everything=checkpoint is None)
+        choice.save(run.learned_from)
         run.remember(settings, *([validation] if validation else []))
     finished = True
     with lora(backbone, settings.rank, settings.seed, settings.text_encoder) as weights:
         optimizer = new_optimizer(weights, settings, backbone.preset)
         start = restore_checkpoint(checkpoint, weights, optimizer) if checkpoint else 0
+        if start > settings.steps:
+            raise UserError(f"This run has {start} steps behind it: resume it for that many or more.")
         if together.is_main:
             keep_json_lines(run.losses, lambda row: row["step"] <= start)  # no step is logged twice
         validate = Validation(run, backbone, prepared, validation, start, progress) if validation else lambda step: None
@@ -200,6 +209,7 @@ def _clear(run: Run, everything: bool) -> None:
     if everything:
         for folder in (run.checkpoints, run.lora, *run.samples.glob(f"{STEP}*")):
             shutil.rmtree(folder, ignore_errors=True)
+        run.metrics.unlink(missing_ok=True)  # of the samples that are gone
 
 
 def _check_settings(before: TrainingSettings, now: TrainingSettings) -> None:
@@ -221,8 +231,10 @@ def run_generation(
     """Draw `settings.num_images` samples, shared out among the prompts, and save them with a contact sheet.
 
     samples/*.png are the pictures, samples/without/*.png the same prompts and seeds without the adapter (if `compare`),
-    samples.json says which is which.
+    samples.json says which is which.  Raises UserError for more prompts than samples.
     """
+    if len(prompts) > settings.num_images:
+        raise UserError(f"{len(prompts)} prompts need at least as many samples: raise the number of samples.")
     clock = Clock()
     prompts = [prompts[i * len(prompts) // settings.num_images] for i in range(settings.num_images)]
     pictures = generate(backbone, prompts, settings, run.lora, progress)

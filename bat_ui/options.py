@@ -21,6 +21,7 @@ from bat_ui.settings import (
     SelectionSettings,
     TrainingSettings,
     ValidationSettings,
+    checked,
     defaults,
 )
 
@@ -249,7 +250,10 @@ def option_name(kind: type, name: str) -> str:
 
 
 def settings_of(kind: type, args: argparse.Namespace, backbone, otherwise=None):
-    """The settings that the options say; what they leave out is as in `otherwise`, else as suits the backbone."""
+    """The settings that the options say; what they leave out is as in `otherwise`, else as suits the backbone.
+
+    Raises UserError for a number that is too small.
+    """
     names = {field.name: option_name(kind, field.name) for field in fields(kind)}
     given = {field: getattr(args, name) for field, name in names.items() if hasattr(args, name)}
-    return replace(otherwise or defaults(kind, backbone.photos), **given)
+    return checked(replace(otherwise or defaults(kind, backbone.photos), **given))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from bat_ui.cut_out import is_on_white, white_background
 from bat_ui.errors import UserError
@@ -21,8 +21,18 @@ MAX_BYTES = 50_000_000
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 2048  # pixels; larger pictures are reduced
 MIN_SIDE = 16
+LONGEST = 32  # times a side may be the other
 BLURRED = 0.02  # photos have 0.07 and more; blurred by 2 px at 256 px they have less than 0.01
 RESAVE = "save it again as a JPEG, PNG or WebP picture"
+UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def subject_files(folder: Path | str) -> list[Path]:
@@ -39,8 +49,8 @@ def subject_files(folder: Path | str) -> list[Path]:
 def read_picture(path: Path | str) -> Image.Image:
     """A picture file as RGB, upright, white where it was transparent, its longest side at most 2048 px, no metadata.
 
-    Raises UserError, naming the file, if it is missing, too large in bytes or pixels, too small, not JPEG, PNG or
-    WebP, animated, truncated or damaged.  Dimensions are checked before any pixel is decoded.
+    Raises UserError, naming the file, if it is missing, too large in bytes or pixels, too small or too narrow, not JPEG,
+    PNG or WebP, animated, truncated or damaged.  Dimensions are checked before any pixel is decoded.
     """
     path = Path(path)
     shown = shown_name(path)
@@ -64,12 +74,14 @@ def decode_picture(data: bytes, shown: str) -> Image.Image:
         raise UserError(too_many)
     if min(image.size) < MIN_SIDE:
         raise UserError(f"{shown} is less than {MIN_SIDE} pixels wide or high: choose a larger picture.")
+    if max(image.size) > LONGEST * min(image.size):
+        raise UserError(f"{shown} is more than {LONGEST} times as long as it is wide: crop it and choose it again.")
     # A phone's JPEG may carry a second picture (format MPO): its first is the photo, nothing moves.
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise UserError(f"{shown} is animated: save one still picture of it as PNG.")
     try:
         image.load()
-        upright = _as_rgb(ImageOps.exif_transpose(image))
+        upright = _as_rgb(_upright(image))
     except Exception as error:  # as above
         raise UserError(f"{shown} is damaged or cut short: copy it again or {RESAVE}.") from error
     upright.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
@@ -115,7 +127,17 @@ def shown_name(path: Path) -> str:
     return "".join(c if c.isprintable() else "?" for c in path.name)[:80] or "this folder"
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """As `ImageOps.exif_transpose`, which writes the EXIF data anew and fails where any of it is odd."""
+    how = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if how is None else image.transpose(how)
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") and "transparency" in image.info:  # 16-bit grey, as below
+        grey = np.asarray(image)
+        solid = Image.fromarray(np.where(grey == image.info["transparency"], 0, 255).astype(np.uint8))
+        image = Image.merge("LA", (Image.fromarray((grey // 257).astype(np.uint8)), solid))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

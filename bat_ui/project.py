@@ -82,6 +82,15 @@ class Run:
         return self.folder / "selection.json"
 
     @property
+    def learned_from(self) -> Path:
+        """The choice as it was when the training began; `choice` may have changed since."""
+        return self.folder / "learned_from.json"
+
+    @property
+    def choice_of_adapter(self) -> Path:
+        return self.learned_from if self.learned_from.is_file() else self.choice
+
+    @property
     def own_pictures(self) -> Path:
         """Pictures that the user added beside the backbone's, in the format of additions.py."""
         return self.folder / "own"
@@ -179,6 +188,11 @@ class Project(Run):
     @property
     def sketches(self) -> Path:
         return self.folder / "sketches.safetensors"
+
+    @property
+    def new_sketches(self) -> Path:
+        """Those of a search whose choice is not saved yet."""
+        return self.folder / ".sketches.new"
 
     @property
     def candidates(self) -> Path:

@@ -10,7 +10,8 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-from bat_ui.errors import explained
+from bat_ui.errors import UserError, explained
+from bat_ui.processes import job_process
 from bat_ui.project import Project, StatusWriter
 
 
@@ -38,12 +39,16 @@ class Stopped(Exception):
 
 
 class Reporter:
-    """A Progress that draws bars on stderr and keeps the verb's status file; SIGTERM asks the verb to stop.
+    """A Progress that draws bars on stderr and keeps the verb's status file; SIGTERM or Ctrl-C asks the verb to stop.
 
     Training saves what it has and ends by itself; the other verbs are left at their next sign of progress.
     """
 
     def __init__(self, project: Project, verb: str):
+        """Raises UserError while another process does the same here: the two would write over each other's files."""
+        status = project.status(verb)
+        if status["state"] == "running" and status.get("pid") != job_process():
+            raise UserError(f"Another process (number {status['pid']}) is doing this here already: wait for it or stop it.")
         self.project, self.verb = project, verb
         self.status = StatusWriter(project, verb)
         self.what, self.bar = "", None
@@ -52,16 +57,17 @@ class Reporter:
         self.said = ""  # about a good end
 
     def __enter__(self) -> Reporter:
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
+        self._previous = {signum: signal.signal(signum, self._ask) for signum in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, kind, problem, trace) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
         if self.bar is not None:
             self.bar.close()
         if kind is None:
             self.status.finish("done" if self.finished else "stopped", self.said)
-        elif issubclass(kind, Stopped):
+        elif issubclass(kind, (Stopped, KeyboardInterrupt)):
             self.status.finish("stopped")
         else:
             said = explained(problem) or f"Something unexpected went wrong ({kind.__name__}): see the log."
@@ -83,4 +89,6 @@ class Reporter:
         return self.asked or self.project.stop_file(self.verb).exists()
 
     def _ask(self, signum: int, frame: object) -> None:
+        if self.asked and signum == signal.SIGINT:  # pressed again: somebody does not want to wait
+            raise KeyboardInterrupt
         self.asked = True

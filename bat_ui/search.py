@@ -1,6 +1,6 @@
 """What each rule chooses out of a store for a project's subject, with what it found out about every candidate.
 
-In: a project with a subject, a backbone, its store, settings.  Out: a `Choice`, not yet saved; ALBAT's sketches are.
+In: a project with a subject, a backbone, its store, settings.  Out: a `Choice`, not yet saved; ALBAT's sketches are, apart.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def choose_by_albat(
     progress: Progress,
     clock: Clock,
 ) -> Choice:
-    """Steps 1 to 5 of ALBAT (theory.md); the sketches are saved, so that step 6 needs no model."""
+    """Steps 1 to 5 of ALBAT (theory.md); the sketches are saved as `new_sketches`, so that step 6 needs no model."""
     progress("Searching the store", 0, 1)
     found = find_candidates(store, backbone, subject, backbone.class_prompt(subject.class_noun), settings)
     clock.lap("shortlist")
@@ -109,7 +109,7 @@ def choose_by_albat(
     sketches = sketch_candidates(backbone, ids, vectors, candidates, pictures, settings, surrogate, progress)
     clock.lap("surrogate_and_sketches")
     progress("Checking validity and ranking", 0, 1)
-    save_sketches(sketches, project.sketches)
+    save_sketches(sketches, project.new_sketches)
     assessment = assess(sketches)
     groups = tuple(_group_record(g, assessment.strengths[g.group]) for g in assessment.validity.groups)
     losses = tuple({"step": s, "loss": x} for s, x in zip(found_out.steps, found_out.means)) if found_out else ()

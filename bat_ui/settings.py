@@ -6,10 +6,13 @@ comment are the only place where a setting is described.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
+
+from bat_ui.errors import UserError
 
 Settings = TypeVar("Settings")
 RULES = ("albat", "nearest", "random", "none")
@@ -97,6 +100,24 @@ FOR_PHOTOS = {
     ValidationSettings: {"validation_steps": 20},
     GenerationSettings: {"guidance": 7.0, "num_images": 4},
 }
+
+
+LEAST = {"lr_warmup_steps": 0, "strength": 0, "subject_steps": 0, "validation_images": 0, "seed": 0, "draws": 2}  # others: 1
+ANY = ("guidance", "adapter_scale")  # finite numbers
+
+
+def checked(settings: Settings) -> Settings:
+    """The settings.  Raises UserError for a number that is too small or none."""
+    for field in fields(settings):
+        value, name = getattr(settings, field.name), field.name.replace("_", " ")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"The {name} is {value}: give a number.")
+        if field.name == "learning_rate" and value <= 0:
+            raise UserError(f"The {name} is {value:g}: give a number above 0.")
+        least = None if field.name in (*ANY, "learning_rate") else LEAST.get(field.name, 1)
+        if least is not None and isinstance(value, (int, float)) and not isinstance(value, bool) and value < least:
+            raise UserError(f"The {name} is {value:g}: give {least} or more.")
+    return settings
 
 
 def read_settings(kind: type[Settings], saved: dict, photos: bool = False) -> Settings:

@@ -29,6 +29,7 @@ __all__ = ["Subject", "cut_out_subject", "prepare_subject", "read_picture", "sub
 
 MAX_PICTURES = 40
 MAX_CAPTION = 300  # characters
+LONGEST_NAME = 56  # characters
 TEMPLATE = "a photo of {identifier} {class_noun}"
 STICKER_TEMPLATE = "a sticker of {identifier} {class_noun}"  # for the built-in backbone
 MARGIN = 0.06  # white around a cut-out, as a part of its longest side
@@ -303,14 +304,14 @@ def unique_names(paths: Sequence[Path], taken: Sequence[str] = ()) -> tuple[str,
         name = stem
         while name.lower() in {other.lower() for other in (*taken, *names)}:
             number += 1
-            name = f"{stem}-{number}"
+            name = f"{stem[: LONGEST_NAME - len(str(number)) - 1]}-{number}"
         names.append(name)
     return tuple(names)
 
 
 def plain_name(text: str) -> str:
-    """A file name without surprises: letters, digits, dot, hyphen, underscore, not hidden, at most 56 characters."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:56].rstrip(".-") or "picture"
+    """A file name without surprises: letters, digits, dot, hyphen, underscore, not hidden, of LONGEST_NAME at most."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:LONGEST_NAME].rstrip(".-") or "picture"
 
 
 def _read_json(path: Path) -> dict:

@@ -53,9 +53,10 @@ def test_what_cannot_be_used_is_refused_in_a_sentence_and_the_adapter_stays(run_
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match="damaged"):
         use_checkpoint(run, 40)
-    StatusWriter(run, "train")
-    with pytest.raises(UserError, match="still training"):
-        use_checkpoint(run, 20)
+    for verb, said in (("export", "packed"), ("generate", "drawn with"), ("train", "still training")):
+        StatusWriter(run, verb)
+        with pytest.raises(UserError, match=said):
+            use_checkpoint(run, 20)
     assert used_step(run) == 20
 
 

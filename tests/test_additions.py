@@ -181,8 +181,26 @@ def test_the_next_search_by_albat_checks_what_was_added_and_other_rules_keep_it(
     nearest = line.select(project, backbone, SelectionSettings("nearest", 2, shortlist=4, store=place), training)
     assert {"own:red"} <= {c.id for c in nearest.extra if c.chosen} <= {"own:red", far}
     none = line.select(project, backbone, SelectionSettings("none", store=place), training)
-    assert [c.id for c in none.candidates] == ["own:red"] and none.chosen == ()
+    assert {c.id for c in none.candidates} == {"own:red", *(c.id for c in nearest.extra)} and none.chosen == ()
     assert [c.id for c in toggle(none, "own:red", project.sketches).chosen] == ["own:red"]
+
+
+def test_a_search_that_fails_while_it_saves_leaves_the_earlier_choice_whole(project, backbone, monkeypatch):
+    files = (project.choice, project.sketches, *project.candidates.iterdir())
+    before, save = {file: file.read_bytes() for file in files}, additions.save_candidate
+    saved = []
+
+    def fails(*given):
+        saved.append(given)
+        if len(saved) == 5:
+            raise OSError(28, "No space left on device")
+        save(*given)
+
+    monkeypatch.setattr(additions, "save_candidate", fails)
+    place = Choice.load(project.choice).store["place"]
+    with pytest.raises(OSError):
+        line.select(project, backbone, SelectionSettings(**QUICK | {"shortlist": 8}, store=place), TrainingSettings(rank=2))
+    assert {file: file.read_bytes() for file in (project.choice, project.sketches, *project.candidates.iterdir())} == before
 
 
 def test_large_pictures_get_a_small_copy_for_the_page(project):

@@ -1,6 +1,7 @@
 """The command line on bad input: one sentence, exit code 2, nothing lost."""
 
 import json
+import signal
 import struct
 import zlib
 
@@ -8,6 +9,8 @@ import pytest
 from PIL import Image
 
 from bat_ui.cli import main
+from bat_ui.project import Project
+from bat_ui.reporter import Reporter
 
 
 def huge_png() -> bytes:
@@ -74,6 +77,7 @@ def test_bad_pictures_are_refused_in_one_sentence_and_an_older_project_stays(
         (["personalize", "MISSING", "--class-noun", "face", "--out", "OUT"], "no folder"),
         (["select", "SUBJECT"], "--class-noun"),
         (["train", "MISSING"], "no project"),
+        (["select", "SUBJECT", "--class-noun", "face", "--out", "OUT", "--shortlist", "0"], "1 or more"),
         (["generate", "MISSING"], "no project"),
         (["select", "SUBJECT", "--class-noun", "face", "--out", "OUT", "--backbone", "nonsense"], "nonsense"),
     ],
@@ -93,7 +97,6 @@ def test_bad_arguments_are_refused_in_one_sentence(
 
 def test_training_before_selecting_says_what_to_do(subject_folder, tiny_backbone_folder, tmp_path, capsys):
     from bat_ui.line import prepare
-    from bat_ui.project import Project
     from bat_ui.subject import subject_files
 
     prepare(Project(tmp_path), subject_files(subject_folder), "face", template="a sticker of {identifier} {class_noun}")
@@ -131,6 +134,7 @@ def test_a_change_by_hand_that_cannot_be_made_changes_nothing(subject_folder, ti
     first = candidates(out)[0]["id"]
     for words, said in (
         (["--drop", first, "--keep", "nothing"], "nothing is not among the candidates"),
+        (["--drop", "nothing"], "nothing is not among the candidates"),
         (["--drop", first, "--add", "nothing"], "no such picture"),
         (["--number", "few"], "--number M"),
         (["--undo"], "nothing to undo"),
@@ -144,3 +148,12 @@ def test_a_change_by_hand_that_cannot_be_made_changes_nothing(subject_folder, ti
 
 def candidates(out) -> list[dict]:
     return json.loads((out / "selection.json").read_text(encoding="utf-8"))["candidates"]
+
+
+def test_ctrl_c_asks_to_stop_once_and_insists_the_second_time(tmp_path):
+    project = Project(tmp_path)
+    with pytest.raises(KeyboardInterrupt), Reporter(project, "train") as report:
+        signal.raise_signal(signal.SIGINT)
+        assert report.stop_asked()
+        signal.raise_signal(signal.SIGINT)
+    assert project.status("train")["state"] == "stopped"

@@ -1,8 +1,10 @@
 """The whole line on a tiny random backbone: files, determinism, resuming."""
 
 import json
+import os
 import shutil
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -190,10 +192,62 @@ def test_a_run_is_not_resumed_with_settings_that_its_checkpoints_were_not_made_w
     _, out = finished
     shutil.copytree(out, tmp_path / "run")
     arguments = ["train", str(tmp_path / "run"), "--backbone", str(tiny_backbone_folder), "--resume"]
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert main([*arguments, "--rank", "3"]) == 2
     assert "begun with rank 2" in capsys.readouterr().err
+    assert main([*arguments, "--steps", "2"]) == 2
+    assert "4 steps behind it" in capsys.readouterr().err
+    assert main(["choose", str(tmp_path / "run"), "--number", "2"]) == 0
+    assert main(arguments) == 2
+    assert "Other pictures are taken now" in capsys.readouterr().err
+    assert main(["choose", str(tmp_path / "run"), "--undo"]) == 0
+    kept = [path for path in before if path.parent.name in ("lora", "step-000004")]
+    assert len(kept) > 2 and all(path.read_bytes() == before[path] for path in kept)
     assert main([*arguments, "--steps", "5"]) == 0, "a run may be made longer"
     assert json.loads((tmp_path / "run" / "losses.jsonl").read_text().splitlines()[-1])["step"] == 5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--rank", "0"), ("--checkpoint-every", "0"), ("--learning-rate", "nan"), ("--learning-rate", "0"), ("--steps", "0")],
+)
+def test_a_setting_that_makes_no_sense_costs_nothing(wrong, finished, tiny_backbone_folder, tmp_path, capsys):
+    _, out = finished
+    shutil.copytree(out / "lora", tmp_path / "run" / "lora")
+    shutil.copytree(out / "subject", tmp_path / "run" / "subject")
+    shutil.copy(out / "selection.json", tmp_path / "run")
+    assert main(["train", str(tmp_path / "run"), "--backbone", str(tiny_backbone_folder), *wrong]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "give" in said and "Traceback" not in said
+    name = "lora/pytorch_lora_weights.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_run_that_begins_anew_draws_its_start_anew(finished, tiny_backbone_folder, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    arguments = ["--backbone", str(tiny_backbone_folder), "--steps", "1", "--validation-prompts", "a red sticker"]
+    assert main(["train", str(tmp_path / "run"), *arguments]) == 0
+    drawn = steps_with_samples(Project(tmp_path / "run"))
+    assert {row["prompt"] for row in drawn[0] if row["of"] == "subject"} == {"a red sticker"}
+
+
+def test_a_second_training_of_a_run_is_refused_while_the_first_goes_on(finished, tiny_backbone_folder, tmp_path, capsys):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    status = tmp_path / "run" / "status" / "train.json"
+    other = psutil.Process(os.getppid())
+    status.write_text(json.dumps({"state": "running", "pid": other.pid, "pid_started": other.create_time()}))
+    assert main(["train", str(tmp_path / "run"), "--backbone", str(tiny_backbone_folder)]) == 2
+    assert f"number {other.pid}" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) and json.loads(status.read_text())["pid"] == other.pid
+
+
+def test_more_prompts_than_samples_are_refused(finished, tiny_backbone_folder, capsys):
+    _, out = finished
+    prompts = [word for name in "abc" for word in ("--prompt", name)]
+    assert main(["generate", str(out), "--backbone", str(tiny_backbone_folder), "--num-images", "2", *prompts]) == 2
+    assert "3 prompts need at least as many samples" in capsys.readouterr().err
 
 
 def test_a_project_of_the_page_trains_in_a_run_that_the_command_line_knows(finished, tiny_backbone_folder, tmp_path):

@@ -89,6 +89,10 @@ def folder(path):
     path.mkdir()
 
 
+def banner(path):
+    Image.new("RGB", (4000, 30)).save(path, "PNG")
+
+
 def missing(path):
     pass
 
@@ -110,6 +114,7 @@ def missing(path):
         (truncated("WEBP"), "cut short|not a JPEG"),
         (corrupt_png, "damaged"),
         (tiny, "less than 16 pixels"),
+        (banner, "more than 32 times as long"),
         (folder, "no file"),
         (missing, "no file"),
     ],
@@ -160,6 +165,14 @@ def test_exif_orientation_is_applied(tmp_path, orientation, undo):
     assert np.array_equal(read_picture(tmp_path / "a.png"), upright)
 
 
+def test_a_photo_is_turned_upright_whatever_else_its_exif_data_say(tmp_path):
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    odd = struct.pack("<HHI4s", 0x011A, 2, 4, b"abc")  # a resolution that is a text
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + turned + odd + bytes(4)
+    photo().transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
+    assert np.abs(np.asarray(read_picture(tmp_path / "a.jpg")).astype(int) - np.asarray(photo())).mean() < 4
+
+
 def test_metadata_is_dropped(tmp_path):
     exif, note = Image.Exif(), PngImagePlugin.PngInfo()
     exif[0x010F] = "camera"
@@ -200,6 +213,14 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "a.png")
     read = np.asarray(read_picture(tmp_path / "a.png")).astype(int)
     assert read.shape == (32, 64, 3) and np.abs(read[..., 1] - ramp / 257).max() <= 1
+
+
+def test_sixteen_bit_grey_with_a_transparent_shade_is_scaled_and_painted_on_white(tmp_path):
+    ramp = np.linspace(257, 65535, 64).astype(np.uint16)[None].repeat(32, 0)
+    ramp[:, :8] = 5000
+    Image.fromarray(ramp).save(tmp_path / "a.png", transparency=5000)
+    read = np.asarray(read_picture(tmp_path / "a.png")).astype(int)
+    assert (read[:, :8] == 255).all() and np.abs(read[:, 8:, 0] - ramp[:, 8:] / 257).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK"])

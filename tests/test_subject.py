@@ -186,6 +186,15 @@ def test_pictures_of_one_name_get_names_of_their_own(tmp_path):
     assert names == ("a-b", "A-B-2", "a-b-3", "picture")
 
 
+def test_long_names_that_begin_alike_are_saved_and_loaded(tmp_path):
+    paths = [tmp_path / f"{'a' * 70}{i}.png" for i in range(12)]
+    for i, path in enumerate(paths):
+        photo(i).save(path)
+    subject = prepare_subject(paths, "dog", size=32)
+    subject.save(tmp_path / "subject")
+    assert len(set(Subject.load(tmp_path / "subject").names)) == 12
+
+
 def test_a_saved_subject_is_loaded_unchanged(photos, tmp_path):
     subject = prepare_subject(photos, "dog", captions=["caf\u00e9", None, None, None], size=64)
     subject.save(tmp_path / "out")

@@ -27,18 +27,28 @@ TEXTS = (".json", ".jsonl", ".toml", ".txt")
 
 
 def export(
-    project: Project, format: str, out: Path | None = None, load: Callable[[], Backbone] | None = None
+    project: Project,
+    format: str,
+    out: Path | None = None,
+    load: Callable[[], Backbone] | None = None,
+    zipped: bool = False,
 ) -> tuple[Path, list[Check]]:
     """Write the project in one of EXPORTS to `out` (default: PROJECT/exports/FORMAT) and check that it can be read back.
 
-    `load` gives the backbone, which only ADAPTERS need.  An earlier export there is replaced.  Raises UserError for an
-    unknown format, a folder with other things in it, or a project that has not got so far.
+    `load` gives the backbone, which only ADAPTERS need.  An earlier export there is replaced, and `zipped`, what `packed`
+    made of it.  Raises UserError for an unknown format, other files in the place of these, or a project that has not got
+    so far.
     """
     if format not in EXPORTS:
         raise UserError(f'There is no export format "{format}": choose one of {", ".join(EXPORTS)}.')
     out = out or project.exports / format
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out.name} is a file: give an empty folder or a new one.")
     if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise UserError(f"{out.name} has other files in it: give an empty folder or a new one.")
+    for file in _beside(out) if zipped and not (out / MARKER).is_file() else ():
+        if file.exists():
+            raise UserError(f"{file.name} would be replaced: give a folder of another name.")
     if format in ADAPTERS and project.adapter is None:
         raise UserError("There is no trained adapter yet: run the training first.")
     if format in ADAPTERS:
@@ -71,8 +81,13 @@ def packed(folder: Path, checks: list[Check]) -> Path:
             for spelling in spellings:
                 content = content.replace(spelling + "/", "")
         contents[str(path.relative_to(folder))] = content
-    found, target = [asdict(check) for check in checks], folder.with_suffix(".zip")
+    target, said = _beside(folder)
     target.unlink(missing_ok=True)
-    write_json(folder.with_suffix(".json"), found)
+    write_json(said, [asdict(check) for check in checks])
     write_zip(target, contents)
     return target
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where the zip of an export lies, and what was checked."""
+    return folder.with_name(f"{folder.name}.zip"), folder.with_name(f"{folder.name}.json")

@@ -26,7 +26,8 @@ MOST = 12  # samples in the gallery
 
 def write_card(project: Project, backbone: Backbone, out: Path) -> Path:
     """Write README.md beside the exported file and copy the samples that it shows."""
-    subject, choice = Subject.load(project.subject), Choice.load(project.choice)
+    subject = Subject.load(project.subject)
+    choice = Choice.load(project.choice_of_adapter)
     report = read_json(project.report) or {}
     trigger = f"{subject.identifier} {subject.class_noun}"
     widgets = _gallery(project, out)

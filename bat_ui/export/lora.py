@@ -87,7 +87,7 @@ def read_adapter(path: Path) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
 
 def metadata(project: Project, backbone: Backbone, tensors: dict[str, Tensor]) -> dict[str, str]:
     """What kohya's trainer writes (ss_*), the ModelSpec standard (modelspec.*), and this program's own settings."""
-    subject, choice = Subject.load(project.subject), Choice.load(project.choice)
+    subject, choice = Subject.load(project.subject), Choice.load(project.choice_of_adapter)
     training = (read_json(project.report) or {}).get("training", {})
     settings = training.get("settings", {})
     v_prediction, v2 = backbone.prediction == "v_prediction", backbone.family == "sd21"
@@ -140,7 +140,7 @@ def metadata(project: Project, backbone: Backbone, tensors: dict[str, Tensor]) -
         "modelspec.prediction_type": "v" if v_prediction else "epsilon",
         "modelspec.thumbnail": _thumbnail(project),
         "bat_ui.training": settings,
-        "bat_ui.selection_sha256": hashlib.sha256(project.choice.read_bytes()).hexdigest(),
+        "bat_ui.selection_sha256": hashlib.sha256(project.choice_of_adapter.read_bytes()).hexdigest(),
     }
     return {
         key: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)

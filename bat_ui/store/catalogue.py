@@ -6,12 +6,14 @@ folders that can be ingested.
 
 from __future__ import annotations
 
+import lzma
 import os
 import secrets
 import shutil
 import stat
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,7 +154,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
                 _unpack(opened, Path(folder))
         except FileNotFoundError as error:
             raise UserError("The upload has waited too long and is gone: upload it again.") from error
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError, ValueError) as error:
             if explained(error):  # a sentence of ours, or a full disk
                 raise
             raise UserError("This is no zip file, or it is damaged: pack the pictures and captions again.") from error

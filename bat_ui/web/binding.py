@@ -15,7 +15,7 @@ from gradio.components import Component
 
 from bat_ui.errors import UserError
 from bat_ui.project import Run
-from bat_ui.settings import defaults
+from bat_ui.settings import checked, defaults
 
 Settings = TypeVar("Settings")
 Widgets = dict[str, Component]
@@ -32,11 +32,11 @@ def bound(kind: type, widgets: Widgets, photos: bool = False) -> Widgets:
 
 
 def settings_from(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """The settings that the widgets' values say.  Raises UserError for a field that is empty or no number.
+    """The settings that the widgets' values say.  Raises UserError for a field that is empty, no number or too small.
 
     For a field whose default is None, an empty widget or 0 means None.
     """
-    return kind(**{field.name: _value(field, values[field.name]) for field in fields(kind)})
+    return checked(kind(**{field.name: _value(field, values[field.name]) for field in fields(kind)}))
 
 
 def shown(project: Run | None, kind: type, widgets: Widgets, photos: bool = False) -> dict[Component, Any]:

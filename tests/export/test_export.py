@@ -156,6 +156,16 @@ def test_the_card_names_trigger_base_and_samples(format, photo_backbone, tmp_pat
     assert "<Gallery />" in body and "`sks dog`" in body and "2 pictures" in body and str(tmp_path) not in head + body
 
 
+def test_a_card_says_what_was_learned_from_though_the_choice_has_changed_since(photo_backbone, tmp_path):
+    project, backbone = make_project(tmp_path / "project", photo_backbone("sd15")), photo_backbone("sd15")
+    Choice("none", (), 0).save(project.learned_from)
+    for format in ("diffusers", "kohya"):
+        out, _ = export(project, format, load=lambda: backbone)
+        assert "the subject's pictures alone" in (out / "README.md").read_text()
+    with safe_open(next(out.glob("*.safetensors")), "pt") as file:
+        assert "0 backbone pictures" in file.metadata()["ss_training_comment"]
+
+
 def test_a_kohya_training_set_has_two_subsets_with_captions(tmp_path):
     out, checks = export(make_project(tmp_path / "project"), "kohya-dataset", tmp_path / "set")
     assert checks[0].ok
@@ -208,6 +218,12 @@ def test_an_export_replaces_its_like_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match="other files"):
         export(project, "imagefolder", tmp_path / "mine")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    with pytest.raises(UserError, match="is a file"):
+        export(project, "imagefolder", tmp_path / "mine" / "letter.txt")
+    (tmp_path / "cat v1.0.zip").write_text("mine")
+    with pytest.raises(UserError, match="cat v1.0.zip would be replaced"):
+        export(project, "imagefolder", tmp_path / "cat v1.0", zipped=True)
+    assert not (tmp_path / "cat v1.0").exists() and (tmp_path / "cat v1.0.zip").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

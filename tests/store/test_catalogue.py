@@ -117,6 +117,16 @@ def test_an_encrypted_zip_is_refused(zipped):
         pass
 
 
+def test_a_zip_with_spoiled_contents_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(range(256)) * 40)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[35:60] = b"\xff" * 25  # behind the local header and the name
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"), unpacked(tmp_path / "a.zip"):
+        pass
+
+
 def test_only_folders_below_the_root_can_be_asked_for(tmp_path):
     root = tmp_path / "root"
     (root / "sub").mkdir(parents=True)
