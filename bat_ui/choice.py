@@ -26,9 +26,10 @@ from bat_ui.settings import TrainingSettings
 SEARCH, ADDED, OWN = "search", "added", "own"  # where a candidate is from
 COMPARABLE = ("albat", "by_group", "without_validity", "nearest", "random")
 KINDS = {
+    "valid": "its kind is close enough to your subject to help",
     "harmful": "its kind pulls the model away from your subject",
-    "doubtful": "its kind may disagree with your subject",
-    "too small to judge": "too few pictures are like it to tell whether they agree with your subject",
+    "doubtful": "its kind may pull the model away from your subject",
+    "too small to judge": "too few pictures are like it to tell whether its kind pulls the model away",
 }
 
 _judging = Lock()
@@ -139,18 +140,16 @@ class Choice:
             return f"{taken}: drawn by lot."
         if self.rule == "nearest" and c.rank:
             return f"{taken}: number {c.rank:,} of those that look most like your pictures."
-        gain = c.gain or 0.0
-        way = "rise" if gain <= -0.0005 else "fall"
-        by = f"by {abs(gain):.1%}" if abs(gain) >= 0.0005 else "by less than 0.1%"
-        if self.rule == "without_validity":
-            return f"{taken}: with it the predicted error {way}s {by}; its kind was not asked for."
-        if c.verdict != "valid":
-            return f"{taken}: {KINDS.get(c.verdict, 'the rule has no use for it')}."
-        if c.chosen:
-            near = "near to your class, " if self.rule == "albat" else ""
-            return f"Taken: {near}its kind agrees with your subject, and the predicted error {way}s {by}."
-        before = "nearer ones do" if self.rule == "albat" else "others do"
-        return f"Left out: its kind agrees with your subject, but {before}: the error would {way} {by} more."
+        teaches = self.rule == "by_group"
+        place = (
+            ("its kind teaches much", "other kinds teach more")
+            if teaches
+            else ("near to your class", "nearer ones are enough")
+        )
+        kind = "its kind was not asked for" if self.rule == "without_validity" else KINDS.get(c.verdict)
+        if c.verdict == "harmful" and not c.chosen and self.rule != "without_validity":
+            return f"Left out: {kind}."
+        return f"{taken}: {place[not c.chosen]}{f'; {kind}' if kind else ''}."
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -19,7 +19,8 @@ TRAINED, DRAWN = 3, 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """`seconds` from the worker's start to its end; `memory` in bytes, of ram and gpu; `measured` says in what."""
+    """`seconds` from the worker's start to its end; `memory` in bytes, of ram and gpu, none where batch or rank are others
+    than was measured; `measured` says in what."""
 
     seconds: float
     memory: dict[str, int]
@@ -34,16 +35,17 @@ def estimate(project: Project, training: TrainingSettings, validation: Validatio
         if step:
             pictures = drew.validation_images * drew.validation_steps
             drawn = prompt / pictures if prompt and pictures else None
-            return _estimate(project, training, validation, status, step / was.batch_size, drawn, "the run before")
+            return _estimate(project, training, validation, was, status, step / was.batch_size, drawn, "the run before")
     status, was = project.status("select"), project.remembered(TrainingSettings)
     step = _seconds(status, "Training the surrogate")
-    return _estimate(project, training, validation, status, step / was.batch_size, None, "step 2") if step else None
+    return _estimate(project, training, validation, was, status, step / was.batch_size, None, "step 2") if step else None
 
 
 def _estimate(
     project: Project,
     training: TrainingSettings,
     validation: ValidationSettings,
+    was: TrainingSettings,
     status: dict,
     trained: float,
     drawn: float | None,
@@ -55,7 +57,8 @@ def _estimate(
     checkpoints = 1 + -(-training.steps // training.checkpoint_every)  # and before the first step
     pictures = checkpoints * prompts * validation.validation_images * validation.validation_steps
     seconds = training.steps * training.batch_size * trained + pictures * (drawn or trained * DRAWN / TRAINED)
-    return Estimate(_start(status) + seconds, status.get("memory") or {}, measured)
+    alike = (training.batch_size, training.rank) == (was.batch_size, was.rank)  # what memory depends on
+    return Estimate(_start(status) + seconds, (status.get("memory") or {}) if alike else {}, measured)
 
 
 def _seconds(status: dict, part: str) -> float | None:

@@ -212,6 +212,7 @@ def _group_record(verdict: GroupVerdict, strength: float) -> dict:
         "verdict": verdict.verdict,
         "disagreement": verdict.disagreement,
         "interval": list(verdict.interval),
+        "tolerance": verdict.tolerance,
         "evidence": verdict.evidence,
         "strength": strength,
     }

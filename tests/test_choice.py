@@ -101,14 +101,13 @@ def test_every_candidate_says_why_it_is_taken_or_left_out():
         return choice.reason(Candidate("a/1", "cat", 0.5, **facts))
 
     ranked = Choice("albat", (), errors=(1.0, 0.5))
-    assert said(ranked, verdict="valid", gain=0.123, rank=1, chosen=True).startswith("Taken") and "12.3%" in said(
-        ranked, verdict="valid", gain=0.123, rank=1, chosen=True
-    )
-    assert "error rises by 2.0%" in said(ranked, verdict="valid", gain=-0.02, rank=1, chosen=True)
-    assert "less than 0.1% more" in said(ranked, verdict="valid", gain=1e-5, rank=70)
-    assert "pulls the model away" in said(ranked, verdict="harmful", rank=3)
-    assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith("Taken: its kind may disagree")
+    assert said(ranked, verdict="valid", rank=1, chosen=True).startswith("Taken: near to your class; its kind is close")
+    assert said(ranked, verdict="valid", rank=70).startswith("Left out: nearer ones are enough; its kind is close")
+    assert said(ranked, verdict="harmful", rank=3).startswith("Left out: its kind pulls the model away")
+    assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith("Taken: near to your class; its kind may pull")
     assert "too few" in said(ranked, verdict="too small to judge")
+    assert "teach more" in said(replace(ranked, rule="by_group"), verdict="valid")
+    assert "not asked for" in said(replace(ranked, rule="without_validity"), verdict="harmful")
     assert "by hand" in said(replace(ranked, dropped=("a/1",)), verdict="valid", gain=0.1, rank=1)
     assert "by hand" in said(replace(ranked, kept=("a/1",)), verdict="harmful", chosen=True)
     assert "number 7" in said(Choice("nearest", ()), rank=7, chosen=True)

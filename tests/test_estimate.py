@@ -33,10 +33,15 @@ def test_nothing_is_said_before_anything_was_measured(project):
 def test_the_search_says_how_long_a_first_run_takes(project):
     """Two steps a second with four pictures: an eighth of a second for each, two thirds of it to draw one a step."""
     write_status(project, "select", {"ram": 7}, Training_the_surrogate=2.0)
+    project.remember(TrainingSettings(batch_size=4))
     found = estimate(project, TrainingSettings(steps=100, checkpoint_every=30, batch_size=2), ValidationSettings())
     checkpoints, prompts, pictures, steps = 5, 3, 2, 10  # 0, 30, 60, 90, 100; two captions and the class
     drawing = checkpoints * prompts * pictures * steps / 8 * 2 / 3
-    assert found.seconds == pytest.approx(5 + 100 * 2 / 8 + drawing) and found.memory == {"ram": 7}
+    assert found.seconds == pytest.approx(5 + 100 * 2 / 8 + drawing) and found.memory == {}, (
+        "another batch takes other memory"
+    )
+    alike = estimate(project, TrainingSettings(batch_size=4), ValidationSettings())
+    assert alike.memory == {"ram": 7}
 
 
 def test_the_last_run_that_came_far_enough_says_it_better(project):
@@ -48,7 +53,8 @@ def test_the_last_run_that_came_far_enough_says_it_better(project):
     write_status(project.new_run(TrainingSettings()), "train", {"ram": 1}, Training=None)  # was stopped at once
     validation = ValidationSettings("one\ntwo\nthree", validation_images=2, validation_steps=8)
     found = estimate(project, TrainingSettings(steps=50, checkpoint_every=50, batch_size=8), validation)
-    assert found.seconds == pytest.approx(5 + 50 / 2 + 2 * 4 * (2 * 8) * 2 / 4) and found.memory == {"ram": 9}
+    assert found.seconds == pytest.approx(5 + 50 / 2 + 2 * 4 * (2 * 8) * 2 / 4) and found.memory == {}
+    assert estimate(project, TrainingSettings(batch_size=4), validation).memory == {"ram": 9}
 
 
 def test_no_pictures_at_checkpoints_take_no_time(project):

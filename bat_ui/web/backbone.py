@@ -119,7 +119,7 @@ def build_backbone_step(shared: Shared) -> Step:
     order, limit = gr.State([]), gr.State(AT_ONCE)
     view = [id, order, limit, versus]
     own = [find, stop, panel, summary, curve, symbols, tools, undo, comparing, use_rule, compared]
-    own += [cards, more, details, groups, further, order]
+    own += [cards, more, details, groups, further, order, number]
 
     def follow(project: Project | None, known: list[str], count: int, rule: str) -> Updates:
         """All but the settings; the cards stay where they are, those of added pictures come first."""
@@ -150,10 +150,13 @@ def build_backbone_step(shared: Shared) -> Step:
             groups: candidates.groups(project, choice) if listed and choice.groups else "",
             further: gr.update(visible=choice is not None),
             order: known if listed else [],
+            number: gr.update(value=choice.num_backbone or 0) if choice and choice.groups else gr.skip(),
         }
 
     def show(project: Project | None) -> Updates:
         updates = {**follow(project, [], AT_ONCE, ""), limit: AT_ONCE, versus: "", message: ""}
+        if updates[number] == gr.skip():
+            del updates[number]
         return {**shown(project, SelectionSettings, widgets, model.photos), **updates}
 
     def draw_again(project_id: str, known: list, count: int, rule: str) -> Updates:

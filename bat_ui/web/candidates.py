@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # it takes seconds to import, and the page should be up befor
     from bat_ui.choice import Candidate, Choice
 
 VERDICTS = {
-    "valid": "agrees with your subject",
-    "doubtful": "may disagree with your subject",
+    "valid": "close enough to help",
+    "doubtful": "may pull away from your subject",
     "harmful": "pulls away from your subject",
     "too small to judge": "too few alike to judge",
 }
@@ -69,8 +69,9 @@ def summary(choice: Choice) -> str:
     elif looked_at and looked_at < len(choice.errors):
         error = choice.errors[looked_at] / choice.errors[0]
         weight = f"in the end they count {choice.strength:.2g} times as much as your pictures"
+        agreed = ", if all kinds agreed with your subject," if choice.rule == "without_validity" else ""
         if error < 1:
-            words += f": {weight}, and the predicted error falls to {error:.0%} of what it is without any."
+            words += f": {weight}, and the predicted error{agreed} falls to {error:.0%} of what it is without any."
         else:
             words += f": the prediction sees no help in them; {weight}, to keep yours from being learned by heart."
     else:
@@ -116,6 +117,7 @@ def curve(choice: Choice) -> str:
         tells += (
             f" {choice.knee} are suggested all the same: fewer would be learned by heart, which the curve does not know."
         )
+    tells += " It weighs pictures by theory; in our tests it did not foretell which choice trained best."
     return f"{chart}<p class='facts'>{tells}</p>"
 
 
@@ -135,8 +137,9 @@ def when(choice: Choice) -> str:
     else:
         tells += f"It was best at about step {lowest} and hardly worse up to step {turning}, then it learned by heart: "
         tells += "backbone pictures come in there."
-    tells += " From there on they count more and more, so that yours are not learned by heart after all: in the last steps "
-    tells += f"yours are {1 / (1 + choice.most_strength):.0%} of what is learned."
+    if choice.chosen:
+        tells += " From there on they count more and more, so that yours are not learned by heart after all: in the last "
+        tells += f"steps yours are {1 / (1 + choice.strength):.0%} of what is learned."
     chart = line_chart(
         [Series("", points, "line")],
         x_label="training steps",
@@ -196,11 +199,12 @@ def comparison(choice: Choice, other: Choice, errors: tuple[float | None, float 
     name, both = RULE_NAMES[other.rule], len(mine & theirs)
     words = (
         f"<b>{escape(name)}</b> would take {len(theirs)} of the same candidates: {both} that are taken now and "
-        f"{len(theirs - mine)} others."
+        f"{len(theirs - mine)} other{'s' * (len(theirs - mine) != 1)}."
     )
     if None not in errors:
         words += (
-            f" The predicted error is {errors[0]:.0%} with the present pictures and {errors[1]:.0%} with those of this rule."
+            f" The predicted error is {errors[0]:.0%} of what it is without any for the present pictures, and "
+            f"{errors[1]:.0%} for those of this rule."
         )
     if other.rule == "random":
         words += " Random draws among these candidates here; chosen above, it draws from the whole store."
@@ -218,7 +222,7 @@ def groups(project: Project, choice: Choice) -> str:
             f"<tr><td>{''.join(_face(project, c) for c in members[:5])}</td>"
             f"<td><b>{_verdict(group['verdict'])}</b><br><small>{_evidence(group)}</small></td>"
             f"<td>{taken} of {group['size']}</td>"
-            f"<td>{group['disagreement']:.2f} <small>({low:.2f} to {_number(high)})</small></td>"
+            f"<td>{group['disagreement']:.2f} <small>({low:.2f} to {_number(high)}){_allowed(group)}</small></td>"
             f"<td>{_weight(group.get('strength'))}</td>"
             f"<td>{_button(number, True, taken == len(members))}{_button(number, False, not taken)}</td></tr>"
         )
@@ -228,7 +232,8 @@ def groups(project: Project, choice: Choice) -> str:
     return (
         "<p>Pictures that look alike are judged together. Disagreement is 0 where a group pulls the adapter just where "
         "your pictures do, and 1 where it is as far off as an adapter that knows nothing; in brackets, where it lies with "
-        "95% certainty. The best weight is how much a kind should count beside your pictures if it were the only one.</p>"
+        "95% certainty, and below how far off a kind may be and still help. The best weight is how much a kind should "
+        "count beside your pictures if it were the only one.</p>"
         f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 
@@ -252,6 +257,10 @@ def _button(group: int, take: bool, idle: bool) -> str:
         f'<button type="button" class="small" data-group="{group}" data-take="{str(take).lower()}"'
         f'{" disabled" if idle else ""} aria-label="{verb} all of group {group + 1}">{verb} all</button>'
     )
+
+
+def _allowed(group: dict) -> str:
+    return f"<br>may be up to {_number(group['tolerance'])}" if "tolerance" in group else ""
 
 
 def _weight(strength: float | None) -> str:

@@ -63,7 +63,8 @@ def build_comparison_step(shared: Shared) -> Step:
             b = gr.Dropdown([], label="B", elem_id="compare-b", allow_custom_value=True, min_width=240)
         pairs = gr.HTML("", js_on_load=shots.SCRIPT, apply_default_css=False, elem_id="pairs")
         take_home = build_take_home(shared, chosen)
-    own = [empty, everything, chosen, advice, step, use, used, grid, strip, curves, a, b, pairs]
+    suggested = gr.State(["", None, None])  # what the page itself chose for `step`, `a` and `b`, which a person may change
+    own = [empty, everything, chosen, advice, step, use, used, grid, strip, curves, a, b, pairs, suggested]
 
     def follow(
         project: Project | None,
@@ -83,28 +84,31 @@ def build_comparison_step(shared: Shared) -> Step:
         left, right = _two(project, run, found.step, left, right)
         liked = {(row["step"], row["file"].name) for row in comparison.favourites(run)}
         best_guess = found.step if found.step is not None else in_use if in_use is not None else max(saved, default=None)
-        picked = picked if picked in map(str, saved) else str(best_guess or "")
+        picked = picked if picked in map(str, saved) else ""
         return {
             empty: "",
             everything: gr.update(visible=True),
             chosen: gr.update(choices=_names(project), value=run.folder.name),
             advice: shots.advice(found) if drawn else hint(NO_SAMPLES),
-            step: gr.update(choices=[(_title(s, found.step), str(s)) for s in saved], value=picked),
+            step: gr.update(choices=[(_title(s, found.step), str(s)) for s in saved], value=picked or str(best_guess or "")),
             use: gr.update(interactive=bool(saved)),
-            used: _used(run, in_use),
+            used: _used(project, run, in_use),
             grid: shots.grid(run.folder.name, drawn, liked, found.step, in_use),
             strip: _strip(project),
             curves: shots.curves(read_json_lines(run.metrics), found.step),
             a: gr.update(choices=sides, value=left),
             b: gr.update(choices=sides, value=right),
             pairs: _pairs(project, left, right),
+            suggested: [str(best_guess or ""), *_two(project, run, found.step)],
         }
 
     def show(project: Project | None) -> Updates:
         return {**follow(project, None), **take_home.show(project), message: ""}
 
-    def draw_again(project_id: str, wanted: str | None, *picked: str | None) -> Updates:
-        updates = follow(opened(project_id), wanted, *picked)
+    def draw_again(project_id: str, wanted: str | None, before: list, *now: str | None) -> Updates:
+        picked, *two = now
+        by_hand = [None if picked == before[0] else picked, *([None, None] if two == before[1:] else two)]
+        updates = follow(opened(project_id), wanted, *by_hand)
         if wanted and chosen in updates:
             updates[chosen].pop("value")  # another run may have been chosen meanwhile
         return updates
@@ -130,7 +134,7 @@ def build_comparison_step(shared: Shared) -> Step:
         return follow(project, run.folder.name, picked, left, right)
 
     private = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "look_at_checkpoints"}
-    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen, step, a, b], own, "look_at_checkpoints")
+    shared.heartbeat.follow(_seen, [id, chosen], draw_again, [id, chosen, suggested, step, a, b], own, "look_at_checkpoints")
     chosen.input(answering(message, look_at), [id, chosen], [message, *own], **private)
     for side in (a, b):
         side.input(answering(message, look_at_two), [id, a, b], [message, pairs], **private)
@@ -247,7 +251,9 @@ def _sides(project: Project) -> list[tuple[str, str]]:
     ]
 
 
-def _two(project: Project, run: Run, best: int | None, left: str | None, right: str | None) -> tuple[str | None, str | None]:
+def _two(
+    project: Project, run: Run, best: int | None, left: str | None = None, right: str | None = None
+) -> tuple[str | None, str | None]:
     """What A and B are: as wanted, else the run's recommended or last step beside the run before it, or the backbone."""
     known = [value for _, value in _sides(project)]
     if left in known and right in known:
@@ -289,8 +295,11 @@ def _strip(project: Project) -> str:
     return shots.strip([(run.folder.name, run_name(run), row) for run in project.runs for row in comparison.favourites(run)])
 
 
-def _used(run: Run, step: int | None) -> str:
+def _used(project: Project, run: Run, step: int | None) -> str:
     if run.adapter is None:
         return hint("This run has no adapter yet: let it come to its end, or use one of its checkpoints.")
     which = shots.step_name(step) if step is not None else "the run's last adapter"
+    if len(_worth_looking(project)) > 1:
+        name = run_name(run).partition(",")[0]
+        return f'<p class="facts">In use for {name}: {which}; in step 4, where you choose the run, and taken home.</p>'
     return f'<p class="facts">Drawn with in step 4 and taken home: {which}.</p>'

@@ -125,7 +125,7 @@ def curves(rows: Sequence[Mapping], best: int | None) -> str:
             continue
         alone = [Series("", [(points[0][0], points[0][1]), (points[-1][0], points[0][1])], "backbone")]
         marks = [Mark(*point, "recommended") for point in points if point[0] == best]
-        said = ", ".join(f"{value:.2f} at step {step}" for step, value in points)
+        said = ", ".join(f"{measured(value)} at step {step}" for step, value in points)
         chart = line_chart(
             [*(alone if points[0][0] == 0 else []), Series("", points, "subject")],
             x_label="step",
@@ -142,13 +142,18 @@ def curves(rows: Sequence[Mapping], best: int | None) -> str:
     return f'{legend}<div class="curves">{"".join(charts)}</div>' if charts else ""
 
 
+def measured(value: float) -> str:
+    """A metric in two decimals, or as many as show two digits: variety is often small."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.2g}"
+
+
 def _head(step: int, best: int | None, used: int | None) -> str:
     badges = [word for word, is_it in (("recommended", step == best), ("in use", step == used)) if is_it]
     return step_name(step).capitalize() + "".join(f"<em>{word}</em>" for word in badges)
 
 
 def _value(value: float | None, better: bool) -> str:
-    said = "–" if value is None else f"{value:.2f}"
+    said = "–" if value is None else measured(value)
     return f'<td class="better">{said} better</td>' if better else f"<td>{said}</td>"
 
 

@@ -44,12 +44,12 @@ from bat_ui.web.parts import (
     stop_button,
     stop_verb,
 )
-from bat_ui.web.shots import METRICS
+from bat_ui.web.shots import METRICS, measured
 from bat_ui.web.step import Model, Shared, Step
 from bat_ui.web.words import run_name, run_words, saved_step
 
 MOST_POINTS = 400  # of a loss curve
-COSTLY = ("steps", "batch_size", "checkpoint_every", "validation_images", "validation_steps")  # what takes time
+COSTLY = ("steps", "batch_size", "rank", "checkpoint_every", "validation_images", "validation_steps")  # time or memory
 TELL_WHICH = """element.addEventListener('click', (event) => {
     const entry = event.target.closest('[data-run]');
     if (entry) trigger('click', {run: entry.dataset.run});
@@ -437,9 +437,9 @@ def _samples(run: Run) -> str:
         f"<figcaption>{escape(row['prompt'])}</figcaption></figure>"
         for row in rows
     )
-    measured = next((row for row in read_json_lines(run.metrics) if row["step"] == step), {})
+    row = next((row for row in read_json_lines(run.metrics) if row["step"] == step), {})
     facts = ", ".join(
-        f"{name} {measured[key]:.2f}" for key, (_, name, *_) in METRICS.items() if measured.get(key) is not None
+        f"{title} ({name}) {measured(row[key])}" for key, (title, name, *_) in METRICS.items() if row.get(key) is not None
     )
     title = f"Drawn at step {step:,}, always at the same seeds" if step else "Drawn before the first step"
     return f'<h3>{title}</h3><p class="facts">{facts}</p><div class="strip">{pictures}</div>'

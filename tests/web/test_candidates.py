@@ -36,10 +36,15 @@ def buttons_of(project, choice):
     return {button.get("data-id"): button for button in ElementTree.fromstring(closed)}
 
 
-def test_a_card_says_caption_similarity_verdict_and_gain_and_whether_it_is_taken(project):
+def test_a_card_says_caption_similarity_and_reason_and_whether_it_is_taken(project):
     taken, other = (buttons_of(project, CHOICE)[id] for id in ("a/1", "a/2"))
     words = " ".join(taken.itertext())
-    for said in ("a flat sticker of <cat> & dog", "#1", "0.91, to the class 0.31", "agrees with your subject", "by 12.3%"):
+    for said in (
+        "a flat sticker of <cat> & dog",
+        "#1",
+        "0.91, to the class 0.31",
+        "near to your class; its kind is close",
+    ):
         assert said in words
     assert (taken.get("aria-pressed"), other.get("aria-pressed")) == ("true", "false")
     assert "pulls the model away" in " ".join(other.itertext())
@@ -92,15 +97,17 @@ def test_the_curve_marks_the_present_choice():
 )
 def test_when_backbone_pictures_come_in_is_said_with_the_losses_that_say_so(lowest, turning, says):
     losses = tuple({"step": step, "loss": abs(step - lowest) / 100} for step in (10, 40, 100))
-    shown = candidates.when(replace(CHOICE, subject_steps=turning, most_strength=1.5, left_out=losses))
+    shown = candidates.when(replace(CHOICE, subject_steps=turning, strength=1.5, most_strength=4.0, left_out=losses))
     assert says in shown and "yours are 40% of what is learned" in shown
     assert f"backbone pictures from step {turning}" in shown
     assert candidates.when(CHOICE) == ""
+    nothing = replace(CHOICE, candidates=(), subject_steps=turning, left_out=losses)
+    assert "of what is learned" not in candidates.when(nothing)
 
 
 def test_the_groups_table_has_a_row_and_a_verdict_for_each_group(project):
     table = candidates.groups(project, CHOICE)
-    assert table.count("<tr>") == 3 and "agrees with your subject" in table and "pulls away from your subject" in table
+    assert table.count("<tr>") == 3 and "close enough to help" in table and "pulls away from your subject" in table
 
 
 def test_an_added_picture_is_labelled_and_changes_no_prediction(project):
@@ -119,7 +126,7 @@ def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
     assert "Nearest would leave it out" in markup and "Nearest would take it" in markup
     assert "versus" not in candidates.cards(project, CHOICE, ["a/1", "a/2"], CHOICE)
     said = candidates.comparison(CHOICE, other, (0.5, 0.75))
-    assert "1 of the same candidates: 0 that are taken now and 1 others" in said and "50%" in said and "75%" in said
+    assert "1 of the same candidates: 0 that are taken now and 1 other." in said and "50%" in said and "75%" in said
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from bat_ui.files import write_json
 from bat_ui.project import Run
 from bat_ui.web import compare, shots, take_home
 from bat_ui.web.compare import compare_checkpoints, compare_pictures, list_favourites, toggle_favourite, use_checkpoint
+from bat_ui.web.page import build_page
+from bat_ui.web.step import Model
 
 
 def listing(folder: Path, step: int, prompts=("a <b>cat</b>",), seeds=(0, 1)) -> list[dict]:
@@ -128,6 +130,24 @@ def test_without_a_choice_the_run_before_is_compared_at_the_same_step(project):
     assert compare._two(project, last, 20, None, None) == ("002/20", "001/20")
     assert compare._two(project, last, 20, "001/0", "002/0") == ("001/0", "002/0")
     assert compare._two(project, last, 20, "001/0", "gone/0") == ("002/20", "001/20")
+
+
+def test_the_list_follows_the_recommendation_until_a_person_chooses(project):
+    run = project.runs[0]
+    listing(run.samples, 40, ("x",))
+    (run.checkpoints / "step-000040").mkdir()
+    (run.checkpoints / "step-000040" / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    mine = "build_comparison_step.<locals>.draw_again"
+    [draw_again] = [event.fn for event in build_page(Model())[0].fns.values() if event.fn.__qualname__ == mine]
+
+    def shown(before: list, *now: str) -> dict:
+        updates = {part.elem_id: value for part, value in draw_again(project.folder.name, "001", before, *now).items()}
+        return {name: updates[name]["value"] for name in ("checkpoint", "compare-a", "compare-b")}
+
+    by_itself = ["40", "001/40", "001/0"]
+    assert shown(by_itself, *by_itself) == {"checkpoint": "20", "compare-a": "001/20", "compare-b": "002/20"}
+    by_hand = ["20", "002/0", "001/40"]
+    assert list(shown(["40", "001/20", "001/0"], *by_hand).values()) == by_hand
 
 
 def test_a_zip_is_offered_until_the_adapter_is_another(project):
