@@ -301,5 +301,6 @@ def _used(project: Project, run: Run, step: int | None) -> str:
     which = shots.step_name(step) if step is not None else "the run's last adapter"
     if len(_worth_looking(project)) > 1:
         name = run_name(run).partition(",")[0]
-        return f'<p class="facts">In use for {name}: {which}. It is taken home, and drawn with in step 4 where {name} is chosen.</p>'
+        where = f"It is taken home, and drawn with in step 4 where {name} is chosen."
+        return f'<p class="facts">In use for {name}: {which}. {where}</p>'
     return f'<p class="facts">Drawn with in step 4 and taken home: {which}.</p>'
