@@ -182,6 +182,8 @@ def unexplained_scatter(gradients: Sequence[Tensor], curvatures: Sequence[Tensor
         if len(own) < 4:
             continue
         own, curvature, seen = own.double(), curvature.double(), values > 0
+        if not seen.any():  # gradients that are all zero tell nothing
+            continue
         whiten, ranks = basis[:, seen] / values[seen].sqrt(), ranks + int(seen.sum())
         for first in (0, 1):
             known, rest = slice(first, None, 2), slice(1 - first, None, 2)

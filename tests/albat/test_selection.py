@@ -41,6 +41,13 @@ def assessed(made):
     return assess(made)
 
 
+def test_a_group_that_pulls_nowhere_at_all_is_not_judged(made):
+    here = (made.groups == 0).float()[:, None]
+    parts = (made.groups, made.gradients * here, made.curvature * here[:, None], made.adaptation_curvature)
+    silent = assess(make_sketches(made.ids, *parts, risk=torch.eye(10)))
+    assert {g.group: g.verdict for g in silent.validity.groups}[1] == "too small to judge"
+
+
 def test_sketches_survive_the_way_through_arrays(made):
     back = Sketches.from_arrays(made.to_arrays())
     assert back.ids == made.ids
