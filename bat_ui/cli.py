@@ -44,6 +44,7 @@ def _personalize(args: argparse.Namespace) -> None:
     from bat_ui import line  # here and below: heavy imports only for the verbs that need them
 
     project, backbone = _prepare(args)
+    settings_of(GenerationSettings, args, backbone).prompts_of_samples(args.prompts or [])  # before hours of training
     training = settings_of(TrainingSettings, args, backbone)
     with Reporter(project, "select") as report:
         line.select(project, backbone, settings_of(SelectionSettings, args, backbone), training, report)
@@ -304,9 +305,10 @@ def _draw(project, backbone, args: argparse.Namespace) -> None:
     from bat_ui import line
     from bat_ui.subject import Subject
 
-    prompts = args.prompts or list(dict.fromkeys(Subject.load(project.subject).captions))
+    settings = settings_of(GenerationSettings, args, backbone)
+    prompts = args.prompts or list(dict.fromkeys(Subject.load(project.subject).captions))[: settings.num_images]
     with Reporter(project, "generate") as report:
-        line.run_generation(project, backbone, prompts, settings_of(GenerationSettings, args, backbone), report)
+        line.run_generation(project, backbone, prompts, settings, report)
 
 
 VERBS = {

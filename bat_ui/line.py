@@ -233,10 +233,7 @@ def run_generation(
     samples/*.png are the pictures, samples/without/*.png the same prompts and seeds without the adapter (if `compare`),
     samples.json says which is which.  Raises UserError for more prompts than samples.
     """
-    if len(prompts) > settings.num_images:
-        raise UserError(f"{len(prompts)} prompts need at least as many samples: raise the number of samples.")
-    clock = Clock()
-    prompts = [prompts[i * len(prompts) // settings.num_images] for i in range(settings.num_images)]
+    clock, prompts = Clock(), settings.prompts_of_samples(prompts)
     pictures = generate(backbone, prompts, settings, run.lora, progress)
     clock.lap("with_adapter")
     without = generate(backbone, prompts, settings, None, progress) if compare else []

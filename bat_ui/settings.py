@@ -88,6 +88,12 @@ class GenerationSettings:
     adapter_scale: float = 1.0
     seed: int = 0
 
+    def prompts_of_samples(self, prompts: Sequence[str]) -> list[str]:
+        """The prompt of each sample, for all prompts alike.  Raises UserError for more prompts than samples."""
+        if len(prompts) > self.num_images:
+            raise UserError(f"{len(prompts)} prompts need at least as many samples: raise the number of samples.")
+        return [prompts[i * len(prompts) // self.num_images] for i in range(self.num_images)] if prompts else []
+
 
 # What suits Stable Diffusion better than the defaults above, which are the sticker backbone's.
 FOR_PHOTOS = {

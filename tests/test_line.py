@@ -250,6 +250,17 @@ def test_more_prompts_than_samples_are_refused(finished, tiny_backbone_folder, c
     assert "3 prompts need at least as many samples" in capsys.readouterr().err
 
 
+def test_without_prompts_as_many_captions_are_drawn_as_there_are_samples(finished, tiny_backbone_folder, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    for i in range(4):
+        (tmp_path / "run" / "subject" / f"face{i}.txt").write_text(f"a sticker of sks face {i}")
+    arguments = ["--backbone", str(tiny_backbone_folder), "--num-images", "2", "--sampling-steps", "1"]
+    assert main(["generate", str(tmp_path / "run"), *arguments]) == 0
+    listing = json.loads((tmp_path / "run" / "samples" / "samples.json").read_text())
+    assert [row["prompt"] for row in listing] == ["a sticker of sks face 0", "a sticker of sks face 1"]
+
+
 def test_a_project_of_the_page_trains_in_a_run_that_the_command_line_knows(finished, tiny_backbone_folder, tmp_path):
     _, out = finished
     shutil.copytree(out, tmp_path / "project")

@@ -140,8 +140,7 @@ def build_generation_step(shared: Shared) -> Step:
         if not lines:
             raise UserError("The prompt is empty: say what to draw.")
         settings = settings_from(GenerationSettings, values)
-        if len(lines) > settings.num_images:
-            raise UserError(f"{len(lines)} prompts need at least as many samples: raise the number of samples.")
+        settings.prompts_of_samples(lines)  # refused here rather than by the job
         asked = [f"--prompt={line}" for line in lines]
         queue.add(run, "generate", [*shared.model.options, *queue.options([settings]), *asked])
         project.remember(settings)
