@@ -133,9 +133,7 @@ def run_training(
     clock, together = Clock(), processes()
     checkpoint = latest_checkpoint(run.checkpoints) if resume else None
     if checkpoint is not None:
-        _check_settings(run.remembered(TrainingSettings), settings)
-        if run.learned_from.is_file() and Choice.load(run.learned_from) != Choice.load(run.choice):
-            raise UserError("Other pictures are taken now than when this run began: begin anew, without going on.")
+        _check_resume(run, int(checkpoint.name.removeprefix(STEP)), settings)
     prepared = Subject.load(run.subject)
     subject = prepared.encode(backbone, bucketed=backbone.photos)
     choice = Choice.load(run.choice)
@@ -151,8 +149,6 @@ def run_training(
     with lora(backbone, settings.rank, settings.seed, settings.text_encoder) as weights:
         optimizer = new_optimizer(weights, settings, backbone.preset)
         start = restore_checkpoint(checkpoint, weights, optimizer) if checkpoint else 0
-        if start > settings.steps:
-            raise UserError(f"This run has {start} steps behind it: resume it for that many or more.")
         if together.is_main:
             keep_json_lines(run.losses, lambda row: row["step"] <= start)  # no step is logged twice
         validate = Validation(run, backbone, prepared, validation, start, progress) if validation else lambda step: None
@@ -212,9 +208,15 @@ def _clear(run: Run, everything: bool) -> None:
         run.metrics.unlink(missing_ok=True)  # of the samples that are gone
 
 
-def _check_settings(before: TrainingSettings, now: TrainingSettings) -> None:
+def _check_resume(run: Run, start: int, settings: TrainingSettings) -> None:
+    """Raises UserError where a run with `start` steps behind it cannot go on, before anything of it is changed."""
+    if start > settings.steps:
+        raise UserError(f"This run has {start} steps behind it: resume it for that many or more.")
+    if run.learned_from.is_file() and Choice.load(run.learned_from) != Choice.load(run.choice):
+        raise UserError("Other pictures are taken now than when this run began: begin anew, without going on.")
+    before = run.remembered(TrainingSettings)
     for field in fields(TrainingSettings):
-        was, given = getattr(before, field.name), getattr(now, field.name)
+        was, given = getattr(before, field.name), getattr(settings, field.name)
         if was != given and field.name not in ("steps", "checkpoint_every"):
             name = field.name.replace("_", " ")
             raise UserError(f"This run was begun with {name} {was}: resume it with the same, or begin anew for {given}.")

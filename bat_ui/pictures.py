@@ -134,13 +134,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") and "transparency" in image.info:  # 16-bit grey, as below
-        grey = np.asarray(image)
-        solid = Image.fromarray(np.where(grey == image.info["transparency"], 0, 255).astype(np.uint8))
-        image = Image.merge("LA", (Image.fromarray((grey // 257).astype(np.uint8)), solid))
+    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it instead of scaling it
+        grey, clear = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((grey // 257).astype(np.uint8))
+        if clear is not None:
+            image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it instead of scaling it
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")

@@ -197,6 +197,7 @@ def test_a_run_is_not_resumed_with_settings_that_its_checkpoints_were_not_made_w
     assert "begun with rank 2" in capsys.readouterr().err
     assert main([*arguments, "--steps", "2"]) == 2
     assert "4 steps behind it" in capsys.readouterr().err
+    assert Project(tmp_path / "run").remembered(line.TrainingSettings).steps == 4
     assert main(["choose", str(tmp_path / "run"), "--number", "2"]) == 0
     assert main(arguments) == 2
     assert "Other pictures are taken now" in capsys.readouterr().err
