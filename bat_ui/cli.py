@@ -101,9 +101,7 @@ def _choose(args: argparse.Namespace) -> None:
         choice, problems = additions.add_own(project, choice, clip, args.own, args.caption)
         for problem in problems:
             print(f"note: {problem}", file=sys.stderr)
-    if choice != before:
-        history.keep(project, before)
-        choice.save(project.choice)
+    history.save_change(project, before, choice)
     for c in choice.chosen:
         print(f"{c.id}  {c.caption}  ({choice.reason(c)})")
     error = predicted_error(choice, project.sketches)

@@ -20,11 +20,14 @@ def can_undo(project: Project) -> bool:
     return bool(read_json(project.choice_history))
 
 
-def keep(project: Project, before: Choice, whole: bool = False) -> None:
-    """Note what was dropped, kept, added and asked for before a change; for a change of rule, the choice as a `whole`."""
+def save_change(project: Project, before: Choice, after: Choice, whole: bool = False) -> None:
+    """Save a choice that was changed by hand so that it can be undone: for a change of rule, the choice as a `whole`."""
+    if after == before:
+        return
     past = read_json(project.choice_history) or []
     noted = {part: getattr(before, part) for part in PARTS} | {"extra": [asdict(c) for c in before.extra]}
     write_json(project.choice_history, [*past, {"choice": asdict(before)} if whole else noted][-MOST:])
+    after.save(project.choice)
 
 
 def undo(project: Project) -> Choice | None:

@@ -48,8 +48,7 @@ def far(project) -> str:
 
 
 def change(project, after):
-    history.keep(project, Choice.load(project.choice))
-    after.save(project.choice)
+    history.save_change(project, Choice.load(project.choice), after)
     return after
 
 

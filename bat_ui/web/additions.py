@@ -18,7 +18,9 @@ from PIL import Image
 from bat_ui.errors import UserError
 from bat_ui.pictures import SUFFIXES
 from bat_ui.subject import template_of
+from bat_ui.web import picks
 from bat_ui.web.parts import TELL_WHICH_PICTURE, Updates, alert, answering, hint, html, message_box, refusing, required
+from bat_ui.web.picks import Change
 from bat_ui.web.step import Model, Shared
 
 PIXELS = 96  # of a small card's picture
@@ -37,7 +39,7 @@ def data_uri(picture: Image.Image, side: int = PIXELS) -> str:
 
 
 def build_additions(shared: Shared, view: list[Component], own: list[Component], revised: Callable[..., Updates]) -> None:
-    """Lay out both ways and wire their events; `revised(*view, how)` changes the choice and gives updates of `own`."""
+    """Lay out both ways and wire their events; `revised(*view, change)` changes the choice and gives updates of `own`."""
     id = shared.project
     message = message_box("additions-message")
     with gr.Row(elem_id="search-row"):
@@ -104,11 +106,8 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
 
     def add_picture(project: str, picture: str) -> list[str]:
         """Take a picture of the project's store, by its id, candidate or not; returns the ids of all that are taken."""
-        from bat_ui.choice import Choice
-
         with refusing():
-            revised(project, [], 0, "", _adder(project, picture, shared.model))
-            return [c.id for c in Choice.load(required(project).choice).chosen]
+            return picks.taken(picks.revise(required(project), _adder(project, picture, shared.model)))
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     for event in (search.click, words.submit):
@@ -141,7 +140,7 @@ def _search(project_id: str, words: str, model: Model) -> list:
     return additions.search_store(additions.store_of(choice), clip, words, template=template_of(model.backbone))
 
 
-def _adder(project_id: str, picture: str, model: Model) -> Callable:
+def _adder(project_id: str, picture: str, model: Model) -> Change:
     from bat_ui import additions
     from bat_ui.backbones import clip_of
 
@@ -152,7 +151,7 @@ def _adder(project_id: str, picture: str, model: Model) -> Callable:
     return add
 
 
-def _own_adder(project_id: str, files: list[str], caption: str, model: Model, problems: list[str]) -> Callable:
+def _own_adder(project_id: str, files: list[str], caption: str, model: Model, problems: list[str]) -> Change:
     from bat_ui import additions
     from bat_ui.backbones import clip_of
 

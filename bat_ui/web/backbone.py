@@ -16,7 +16,7 @@ from bat_ui.errors import UserError
 from bat_ui.files import read_json
 from bat_ui.project import Project
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.web import candidates
+from bat_ui.web import candidates, picks
 from bat_ui.web.additions import build_additions
 from bat_ui.web.binding import bound, settings_from, shown
 from bat_ui.web.parts import (
@@ -32,12 +32,12 @@ from bat_ui.web.parts import (
     once_a_second,
     opened,
     progress_bar,
-    refusing,
     required,
     status_word,
     stop_button,
     stop_verb,
 )
+from bat_ui.web.picks import Change
 from bat_ui.web.step import Shared, Step
 from bat_ui.web.stores import build_stores, chosen_store
 
@@ -55,8 +55,6 @@ TELL_WHICH_PICTURE_GROUP = """element.addEventListener('click', (event) => {
     const button = event.target.closest('[data-group]');
     if (button) trigger('click', {group: Number(button.dataset.group), take: button.dataset.take === 'true'});
 });"""
-
-_revising = threading.Lock()  # a selection is read, revised and written by one event at a time
 
 
 def build_backbone_step(shared: Shared) -> Step:
@@ -125,13 +123,13 @@ def build_backbone_step(shared: Shared) -> Step:
         """All but the settings; the cards stay where they are, those of added pictures come first."""
         status = queue.status(project, "select")
         busy = status["state"] in ("waiting", "running")
-        choice = None if status["state"] == "running" else _choice(project)
+        choice = None if status["state"] == "running" else picks.choice_of(project)
         if choice and set(known) != {c.id for c in choice.candidates}:
             known = _order(choice, known)
             if choice.groups:
                 threading.Thread(target=_judge, args=(project,), daemon=True).start()  # before the first click needs it
         listed = choice is not None and bool(choice.candidates)
-        other = _other(project, choice, rule) if listed and rule else None
+        other = picks.other_choice(project, choice, rule) if listed and rule else None
         return {
             find: gr.update(interactive=not busy),
             stop: stop_button(status),
@@ -140,7 +138,7 @@ def build_backbone_step(shared: Shared) -> Step:
             curve: candidates.curve(choice) + candidates.when(choice) if choice else "",
             symbols: gr.update(visible=choice is not None and len(choice.errors) > 1),
             tools: gr.update(visible=choice is not None),
-            undo: gr.update(interactive=listed and _can_undo(project), visible=listed),
+            undo: gr.update(interactive=listed and picks.can_undo(project), visible=listed),
             comparing: gr.update(visible=listed and bool(choice.comparable)),
             use_rule: gr.update(visible=other is not None and other.rule != choice.rule),
             compared: _compared(project, choice, other, rule) if listed and rule else "",
@@ -186,97 +184,37 @@ def build_backbone_step(shared: Shared) -> Step:
         stop_verb(project, "select")
         return {stop: stop_button(queue.status(project, "select"))}
 
-    def revised(project_id: str, known: list, count: int, rule: str, how, whole: bool = False) -> Updates:
-        from bat_ui import history
-        from bat_ui.choice import Choice  # here and below, since it takes seconds to import
-
+    def revised(project_id: str, known: list, count: int, rule: str, change: Change, whole: bool = False) -> Updates:
         project = required(project_id)
-        with _revising:
-            if project.status("select")["state"] == "running":
-                raise UserError("New pictures are being looked for: wait for them.")
-            before = Choice.load(project.choice)
-            after = how(before, project.sketches)
-            if after != before:
-                history.keep(project, before, whole)
-                after.save(project.choice)
-            return follow(project, known, count, rule)
+        picks.revise(project, change, whole)
+        return follow(project, known, count, rule)
 
     def toggle_card(project_id: str, known: list, count: int, rule: str, event: gr.EventData) -> Updates:
-        from bat_ui.choice import toggle
-
-        return revised(project_id, known, count, rule, lambda choice, sketches: toggle(choice, event.id, sketches))
+        return revised(project_id, known, count, rule, picks.toggled(event.id))
 
     def click_group(project_id: str, known: list, count: int, rule: str, event: gr.EventData) -> Updates:
-        return revised(project_id, known, count, rule, _group_marker(event.group, event.take))
+        return revised(project_id, known, count, rule, picks.group_marked(event.group, event.take))
 
     def compare(project_id: str, known: list, count: int, rule: str) -> Updates:
         return follow(required(project_id), known, count, rule)
 
     def take_rule(project_id: str, known: list, count: int, rule: str) -> Updates:
-        return {**revised(project_id, known, count, "", _ruler(rule), whole=True), versus: ""}
+        return {**revised(project_id, known, count, "", picks.by_rule(rule), whole=True), versus: ""}
 
     def undo_last(project_id: str, known: list, count: int, rule: str) -> Updates:
-        _undo(required(project_id))
-        return follow(required(project_id), known, count, rule)
+        project = required(project_id)
+        picks.undo(project)
+        return follow(project, known, count, rule)
 
     def set_number(project_id: str, wanted: int | None, known: list, count: int, rule: str) -> Updates:
         project = opened(project_id)
-        if project is None or _choice(project) is None or not _choice(project).looked_at:
+        choice = picks.choice_of(project)
+        if choice is None or not choice.looked_at:
             return {}
-        return revised(project_id, known, count, rule, _resizer(wanted))
+        return revised(project_id, known, count, rule, picks.resized(wanted))
 
     def show_all(project_id: str, known: list, rule: str) -> Updates:
         return {**follow(required(project_id), known, ALL, rule), limit: ALL}
-
-    def toggle_picture(project: str, picture: str) -> list[str]:
-        """Take a backbone picture, by its id, or drop it; returns the ids of all that are taken then."""
-        from bat_ui.choice import Choice, toggle
-
-        with refusing():
-            revised(project, [], 0, "", lambda choice, sketches: toggle(choice, picture, sketches))
-            return [c.id for c in Choice.load(required(project).choice).chosen]
-
-    def toggle_group(project: str, group: int, take: bool) -> list[str]:
-        """Take all backbone pictures of a group, or drop them; returns the ids of all that are taken then."""
-        with refusing():
-            revised(project, [], 0, "", _group_marker(group, take))
-            return [c.id for c in _choice(required(project)).chosen]
-
-    def choose_number(project: str, number: int = 0) -> list[str]:
-        """Take that many backbone pictures, 0 for as many as the predicted-error curve suggests, beside those that were kept
-        by hand; returns the ids of all that are taken then."""
-        with refusing():
-            if number < 0:
-                raise UserError("Fewer than none cannot be taken: give 0 or more.")
-            revised(project, [], 0, "", _resizer(number))
-            return [c.id for c in _choice(required(project)).chosen]
-
-    def compare_rules(project: str) -> list[dict]:
-        """What each rule would choose from the same candidates, as many as are taken now, with its predicted error."""
-        from bat_ui.choice import Choice, predicted_error
-
-        with refusing():
-            found, rows = required(project), []
-            choice = Choice.load(found.choice)
-            for rule in choice.comparable:
-                other = _other(found, choice, rule)
-                ids = [c.id for c in other.looked_at if c.chosen]
-                rows.append({"rule": rule, "taken": ids, "predicted_error": predicted_error(other, found.sketches)})
-        return rows
-
-    def use_rule_endpoint(project: str, rule: str) -> list[str]:
-        """Make the choice what another rule would choose from the same candidates; returns the ids that are taken then."""
-        with refusing():
-            revised(project, [], 0, "", _ruler(rule), whole=True)
-            return [c.id for c in _choice(required(project)).chosen]
-
-    def undo_picture(project: str) -> list[str]:
-        """Take the last change by hand back; returns the ids of all pictures that are taken then."""
-        from bat_ui.choice import Choice
-
-        with refusing():
-            _undo(required(project))
-            return [c.id for c in Choice.load(required(project).choice).chosen]
 
     with further:
         build_additions(shared, view, own, revised)
@@ -294,9 +232,7 @@ def build_backbone_step(shared: Shared) -> Step:
     groups.click(answering(message, click_group), view, [message, *own], **each)
     versus.input(answering(message, compare), view, [message, *own], **private)
     use_rule.click(answering(message, take_rule), view, [message, versus, *own], **private)
-    for endpoint in (toggle_picture, toggle_group, choose_number, undo_picture, compare_rules):
-        gr.api(endpoint, api_name=endpoint.__name__)
-    gr.api(use_rule_endpoint, api_name="use_rule")
+    picks.build_endpoints()
     undo.click(answering(message, undo_last), view, [message, *own], **each)
     number.release(answering(message, set_number), [id, number, *view[1:]], [message, *own], **private)
     more.click(answering(message, show_all), [id, order, versus], [message, limit, *own], **private)
@@ -317,33 +253,6 @@ def _order(choice, known: list[str]) -> list[str]:
     return [id for id in ids if id not in set(kept)] + kept
 
 
-def _group_marker(group: int, take: bool):
-    from bat_ui.choice import mark_group
-
-    return lambda choice, sketches: mark_group(choice, group, take, sketches)
-
-
-def _resizer(number: int | None):
-    from bat_ui.choice import revise
-
-    return lambda choice, sketches: revise(
-        choice, sketches, dropped=choice.dropped, kept=choice.kept, num_backbone=number or None
-    )
-
-
-def _ruler(rule: str):
-    from bat_ui.choice import by_rule
-
-    return lambda choice, sketches: by_rule(choice, rule, sketches)
-
-
-def _other(project: Project, choice, rule: str):
-    """What another rule would choose; None if it cannot tell from this choice."""
-    from bat_ui.choice import by_rule
-
-    return by_rule(choice, rule, project.sketches) if rule in choice.comparable else None
-
-
 def _compared(project: Project, choice, other, rule: str) -> str:
     from bat_ui.choice import predicted_error
 
@@ -361,27 +270,6 @@ def _judge(project: Project) -> None:
 
     with suppress(UserError):
         judge(project.sketches)
-
-
-def _can_undo(project: Project) -> bool:
-    from bat_ui import history
-
-    return history.can_undo(project)
-
-
-def _undo(project: Project) -> None:
-    from bat_ui import history
-
-    with _revising:
-        history.undo(project)
-
-
-def _choice(project: Project | None):
-    from bat_ui.choice import Choice
-
-    if project is None or not project.choice.is_file():
-        return None
-    return Choice.load(project.choice)
 
 
 @once_a_second
