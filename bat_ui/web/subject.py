@@ -196,12 +196,6 @@ def build_subject_step(shared: Shared) -> Step:
             _prepare(found, shared.model.backbone, class_noun, identifier, cut_out, named)
         return project
 
-    def crop_picture(project: str, picture: str, part: str) -> str:
-        """Choose which square of a picture of the subject is used: its start (left or top), middle or end."""
-        with refusing():
-            drafts.set_crop(required(project, NO_PICTURE), picture, part)
-        return part
-
     def cropper(name: str) -> Callable[[str, str], Updates]:
         def crop(project_id: str, part: str) -> Updates:
             project = required(project_id, NO_PICTURE)
@@ -209,23 +203,6 @@ def build_subject_step(shared: Shared) -> Step:
             return show(project)
 
         return answering(message, crop)
-
-    def use_example_endpoint(example: str, project: str = "") -> str:
-        """Take an example subject (flat-cat, flat-moon, outlined-monkey or red-haired-woman) in place of a project's
-        pictures, in a new project if none is named; returns the project's id."""
-        with refusing():
-            if example not in EXAMPLE_NAMES:
-                raise UserError(f"There is no such example: choose one of {', '.join(EXAMPLE_NAMES)}.")
-            found = registry.find(project) if project else registry.make()
-            drafts.use_example(found, EXAMPLES / example)
-        return found.folder.name
-
-    def remove_picture(project: str, picture: str) -> list[str]:
-        """Take a picture, by its name, out of a project's subject; returns the names of those that are left."""
-        with refusing():
-            found = registry.find(project)
-            drafts.remove_picture(found, picture)
-        return [p.name for p in drafts.Draft.load(found).pictures]
 
     def example_user(folder: Path) -> Callable[[str], Updates]:
         def use(project_id: str) -> Updates:
@@ -272,10 +249,35 @@ def build_subject_step(shared: Shared) -> Step:
         )
     cut_out.input(answering(message, cut), [id, cut_out], [message, *own], api_name="cut_out")
     gr.api(use_pictures_endpoint, api_name="use_pictures")
-    gr.api(crop_picture, api_name="crop_picture")
-    gr.api(use_example_endpoint, api_name="use_example")
-    gr.api(remove_picture, api_name="remove_picture")
+    for endpoint in (crop_picture, use_example, remove_picture):
+        gr.api(endpoint, api_name=endpoint.__name__)
     return Step(show, own)
+
+
+def crop_picture(project: str, picture: str, part: str) -> str:
+    """Choose which square of a picture of the subject is used: its start (left or top), middle or end."""
+    with refusing():
+        drafts.set_crop(required(project, NO_PICTURE), picture, part)
+    return part
+
+
+def use_example(example: str, project: str = "") -> str:
+    """Take an example subject (flat-cat, flat-moon, outlined-monkey or red-haired-woman) in place of a project's
+    pictures, in a new project if none is named; returns the project's id."""
+    with refusing():
+        if example not in EXAMPLE_NAMES:
+            raise UserError(f"There is no such example: choose one of {', '.join(EXAMPLE_NAMES)}.")
+        found = registry.find(project) if project else registry.make()
+        drafts.use_example(found, EXAMPLES / example)
+    return found.folder.name
+
+
+def remove_picture(project: str, picture: str) -> list[str]:
+    """Take a picture, by its name, out of a project's subject; returns the names of those that are left."""
+    with refusing():
+        found = registry.find(project)
+        drafts.remove_picture(found, picture)
+    return [p.name for p in drafts.Draft.load(found).pictures]
 
 
 def _warnings(project: Project, draft: drafts.Draft, backbone: str) -> list[str]:
