@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from functools import lru_cache
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -16,27 +14,21 @@ import gradio as gr
 from bat_ui import queue, registry
 from bat_ui.errors import UserError
 from bat_ui.estimate import estimate
-from bat_ui.files import read_json, read_json_lines
+from bat_ui.files import read_json_lines
 from bat_ui.hardware import gpus
 from bat_ui.presets import MEMORY
 from bat_ui.project import Project, Run
 from bat_ui.settings import SCHEDULES, TrainingSettings, ValidationSettings
 from bat_ui.web.binding import bound, settings_from, shown
-from bat_ui.web.charts import Series, line_chart, smoothed
 from bat_ui.web.parts import (
     Updates,
-    address,
-    alert,
     answering,
     duration,
     fingerprint,
-    hint,
     html,
     message_box,
-    note,
     once_a_second,
     opened,
-    progress_bar,
     refusing,
     required,
     run_among,
@@ -44,11 +36,10 @@ from bat_ui.web.parts import (
     stop_button,
     stop_verb,
 )
-from bat_ui.web.shots import METRICS, measured
+from bat_ui.web.runs import last_samples, loss_curve, memory_words, run_list, run_panel, seconds_left
 from bat_ui.web.step import Model, Shared, Step
 from bat_ui.web.words import run_name, run_words, saved_step
 
-MOST_POINTS = 400  # of a loss curve
 COSTLY = ("steps", "batch_size", "rank", "checkpoint_every", "validation_images", "validation_steps")  # time or memory
 TELL_WHICH = """element.addEventListener('click', (event) => {
     const entry = event.target.closest('[data-run]');
@@ -145,8 +136,8 @@ def build_training_step(shared: Shared) -> Step:
     def texts(project: Project | None, run: Run | None, status: dict) -> list[str]:
         """What changes with every step of a training."""
         if run is None:
-            return ["", _panel(project, run, status), ""]
-        return [_list(project, run), _panel(project, run, status), _losses(run, fingerprint(run, run.losses))]
+            return ["", run_panel(project, run, status), ""]
+        return [run_list(project, run), run_panel(project, run, status), loss_curve(run, fingerprint(run, run.losses))]
 
     def follow(project: Project | None, wanted: str) -> Updates:
         """Everything but the settings; the run `wanted`, else the latest one, is the one that is looked at."""
@@ -160,7 +151,7 @@ def build_training_step(shared: Shared) -> Step:
             stop_now: gr.update(visible=running),
             resume: gr.update(visible=run is not None and not active and status["state"] != "done"),
             go_on: gr.update(visible=run is not None and run.adapter is not None and not active),
-            samples: _samples(run) if run else "",
+            samples: last_samples(run) if run else "",
             chosen: run.folder.name if run else "",
         }
 
@@ -272,14 +263,6 @@ def run_status(project: str, run: str = "") -> dict:
     }
 
 
-def seconds_left(status: dict) -> float | None:
-    """How long a running training still takes at the pace so far, drawing included; None if that cannot be told."""
-    part = (status.get("parts") or {}).get("Training")
-    if status["state"] != "running" or part is None or part["done"] <= part["first"]:
-        return None
-    return round((part["total"] - part["done"]) * (status["updated"] - part["since"]) / (part["done"] - part["first"]), 1)
-
-
 def _within(model: Model, memory: str) -> list[str]:
     """What a worker is told of the model.  Raises UserError for a memory that is none of MEMORY."""
     if memory not in MEMORY:
@@ -309,7 +292,8 @@ def _expected(project: Project | None, values: dict[str, Any], photos: bool) -> 
         return ""
     if found is None:
         return "<p class='facts'>How long it takes shows after the search of step 2, or after a first run.</p>"
-    facts = " and ".join(filter(None, (f"{duration(found.seconds)} on this machine", _memory({"memory": found.memory}))))
+    time, memory = f"{duration(found.seconds)} on this machine", memory_words({"memory": found.memory})
+    facts = " and ".join(filter(None, (time, memory)))
     return f"<p class='facts'>Takes {facts}, as measured in {found.measured}.</p>"
 
 
@@ -338,108 +322,3 @@ def _seen(project_id: str, wanted: str) -> str:
     if run is None:
         return fingerprint(project, project.choice) + words
     return fingerprint(run, project.choice, run.metrics, run.samples, run.lora) + words
-
-
-def _list(project: Project, looked_at: Run) -> str:
-    entries = []
-    for run in reversed(project.runs):
-        status = queue.status(run, "train")
-        pressed = str(run.folder == looked_at.folder).lower()
-        entries.append(
-            f'<button type="button" data-run="{run.folder.name}" aria-pressed="{pressed}" class="{status["state"]}">'
-            f"<b>{escape(run_name(run))}</b><span>{escape(run_words(run, status))}</span></button>"
-        )
-    return f'<div role="group" aria-label="Runs">{"".join(entries)}</div>'
-
-
-def _panel(project: Project | None, run: Run | None, status: dict) -> str:
-    if run is None:
-        return hint("Nothing is trained yet.")
-    state = status["state"]
-    part = (status.get("parts") or {}).get("Training")
-    if state == "running" and part:
-        return _progress(status, part)
-    if state in ("waiting", "running"):
-        return progress_bar(status)
-    saved = saved_step(run)
-    again = f"Resume goes on from step {saved:,}." if saved else "Resume begins it again."
-    if state == "failed":
-        return alert(f"{status.get('message') or 'The training failed.'} {again}")
-    if state == "stopped":
-        if part and saved == part["done"]:
-            return note(f"Stopped and saved at step {saved:,} of {part['total']:,}: Resume goes on from there.")
-        return note(f"Stopped. {again}")
-    if state == "done":
-        changed = project.choice.is_file() and (read_json(project.choice) != read_json(run.choice))
-        hand = " You changed the choice of pictures since: train again to use it." if changed else ""
-        facts = ", ".join(filter(None, (_pace(part), _memory(status))))
-        steps = part["total"] if part else saved  # none were left where its end was all that was resumed
-        return f'<p class="done" role="status">Trained: {steps:,} steps.{hand}</p><p class="facts">{escape(facts)}</p>'
-    return note(f"This run was taken out of the queue. {again}")
-
-
-def _progress(status: dict, part: dict) -> str:
-    """Step, time left, pace and memory of a running training, whatever it is at between two steps."""
-    left = seconds_left(status)
-    left_words = "" if left is None else f"{duration(left)} left"
-    other = status["what"].lower() if status["what"] != "Training" else ""
-    facts = " · ".join(filter(None, (left_words, _pace(part), _memory(status), other)))
-    return (
-        f'<div class="run"><p>Training: step {part["done"]:,} of {part["total"]:,}</p><p class="facts">{escape(facts)}</p>'
-        f'<progress aria-label="Training" value="{part["done"]}" max="{part["total"]}"></progress></div>'
-    )
-
-
-def _pace(part: dict | None) -> str:
-    pace = part.get("pace") if part else None
-    if not pace:
-        return ""
-    return f"{pace:.1f} steps a second" if pace >= 1 else f"{1 / pace:.1f} seconds a step"
-
-
-def _memory(status: dict) -> str:
-    memory = status.get("memory") or {}
-    names = {"gpu": "GPU memory", "ram": "memory"}
-    return ", ".join(f"at most {memory[key] / 2**30:.1f} GB of {name}" for key, name in names.items() if key in memory)
-
-
-@lru_cache(maxsize=32)
-def _losses(run: Run, seen: str) -> str:
-    """The loss curve; `seen` changes when the losses do, so that many browsers share one drawing."""
-    rows = read_json_lines(run.losses)
-    if len(rows) < 2:
-        return ""
-    every = max(len(rows) // MOST_POINTS, 1)
-    series = []
-    for key, label in (("subject", "your pictures"), ("backbone", "backbone pictures")):
-        points = [(row["step"], row[key]) for row in rows if row[key] is not None]
-        if points:
-            steps = [step for step, _ in points]
-            series.append(Series("", points[::every], f"raw {key}"))
-            smooth = smoothed([loss for _, loss in points])
-            series.append(Series(label, list(zip(steps, smooth))[::every], key))
-    last = {s.label: s.points[-1][1] for s in series if s.label}
-    words = ", ".join(f"{value:.3f} on {label}" for label, value in last.items())
-    return line_chart(
-        series, x_label="step", y_label="Loss, raw and smoothed", description=f"Loss after step {rows[-1]['step']}: {words}."
-    )
-
-
-def _samples(run: Run) -> str:
-    """The pictures of the last checkpoint that has some, and what they measured."""
-    last = max(run.samples.glob("step-*"), default=None, key=lambda folder: folder.name)
-    rows = read_json(last / "samples.json") if last else None
-    if not rows:
-        return ""
-    step = int(last.name.removeprefix("step-"))
-    pictures = "".join(
-        f'<figure><img src="{escape(address(last / row["file"]))}" alt="{escape(row["prompt"])}" width="112" height="112">'
-        f"<figcaption>{escape(row['prompt'])}</figcaption></figure>"
-        for row in rows
-    )
-    row = next((row for row in read_json_lines(run.metrics) if row["step"] == step), {})
-    facts = ", ".join(
-        f"{title} ({name}) {measured(row[key])}" for key, (title, name, *_) in METRICS.items() if row.get(key) is not None
-    )
-    title = f"Drawn at step {step:,}, always at the same seeds" if step else "Drawn before the first step"
-    return f'<h3>{title}</h3><p class="facts">{facts}</p><div class="strip">{pictures}</div>'

@@ -5,7 +5,7 @@ import pytest
 from bat_ui import queue, registry
 from bat_ui.files import write_json
 from bat_ui.project import Run
-from bat_ui.web.training import _panel, seconds_left
+from bat_ui.web.runs import run_panel, seconds_left
 from bat_ui.web.words import run_name, run_words, state_words
 
 PART = {"done": 120, "total": 400, "first": 0, "since": 0.0}
@@ -29,7 +29,7 @@ def test_a_run_says_what_it_is_at(status, words, tmp_path):
 def test_a_run_that_was_resumed_at_its_end_is_shown_as_trained():
     project = registry.make()
     (project.folder / "checkpoints" / "step-000400").mkdir(parents=True)
-    said = _panel(project, Run(project.folder), {"state": "done", "parts": {}})
+    said = run_panel(project, Run(project.folder), {"state": "done", "parts": {}})
     assert "Trained: 400 steps." in said
 
 
