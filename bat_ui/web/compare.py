@@ -81,7 +81,8 @@ def build_comparison_step(shared: Shared) -> Step:
         drawn, saved = steps_with_samples(run), adapters.saved_steps(run)
         found, in_use = comparison.recommendation(run), adapters.used_step(run)
         sides = _sides(project)
-        left, right = _two(project, run, found.step, left, right)
+        known = [value for _, value in sides]
+        left, right = _two(known, run, found.step, left, right)
         liked = {(row["step"], row["file"].name) for row in comparison.favourites(run)}
         best_guess = found.step if found.step is not None else in_use if in_use is not None else max(saved, default=None)
         picked = picked if picked in map(str, saved) else ""
@@ -99,7 +100,7 @@ def build_comparison_step(shared: Shared) -> Step:
             a: gr.update(choices=sides, value=left),
             b: gr.update(choices=sides, value=right),
             pairs: _pairs(project, left, right),
-            suggested: [str(best_guess or ""), *_two(project, run, found.step)],
+            suggested: [str(best_guess or ""), *_two(known, run, found.step)],
         }
 
     def show(project: Project | None) -> Updates:
@@ -252,19 +253,18 @@ def _sides(project: Project) -> list[tuple[str, str]]:
 
 
 def _two(
-    project: Project, run: Run, best: int | None, left: str | None = None, right: str | None = None
+    known: list[str], run: Run, best: int | None, left: str | None = None, right: str | None = None
 ) -> tuple[str | None, str | None]:
-    """What A and B are: as wanted, else the run's recommended or last step beside the run before it, or the backbone."""
-    known = [value for _, value in _sides(project)]
+    """What A and B are: as wanted, else the run's recommended or last step beside that of another run, or the backbone."""
     if left in known and right in known:
         return left, right
-    mine = list(steps_with_samples(run))
+    mine = [value for value in known if value.startswith(f"{run.folder.name}/")]
     if not mine:
         return (known[0], known[-1]) if known else (None, None)
-    step = best if best in mine else mine[-1]
-    before = [value for value in (f"{other.folder.name}/{step}" for other in reversed(project.runs)) if value in known]
-    others = [value for value in before if not value.startswith(f"{run.folder.name}/")]
-    return f"{run.folder.name}/{step}", others[0] if others else f"{run.folder.name}/{mine[0]}"
+    ours = f"{run.folder.name}/{best}"
+    ours = ours if ours in mine else mine[-1]
+    others = [value for value in known if value not in mine and value.partition("/")[2] == ours.partition("/")[2]]
+    return ours, others[0] if others else mine[0]
 
 
 def _side(project: Project, value: str | None) -> tuple[Run, int]:

@@ -126,10 +126,10 @@ def test_programs_are_refused_in_a_sentence(project):
 
 
 def test_without_a_choice_the_run_before_is_compared_at_the_same_step(project):
-    first, last = project.runs
-    assert compare._two(project, last, 20, None, None) == ("002/20", "001/20")
-    assert compare._two(project, last, 20, "001/0", "002/0") == ("001/0", "002/0")
-    assert compare._two(project, last, 20, "001/0", "gone/0") == ("002/20", "001/20")
+    last, known = project.runs[-1], [value for _, value in compare._sides(project)]
+    assert compare._two(known, last, 20, None, None) == ("002/20", "001/20")
+    assert compare._two(known, last, 20, "001/0", "002/0") == ("001/0", "002/0")
+    assert compare._two(known, last, 20, "001/0", "gone/0") == ("002/20", "001/20")
 
 
 def test_the_list_follows_the_recommendation_until_a_person_chooses(project):
