@@ -40,10 +40,10 @@ def cut_out_subject(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]
 
 
 def is_on_white(image: Image.Image) -> bool:
-    """True if at least four fifths of the picture's outermost pixels are white; drawings may touch the frame."""
+    """True if at least three fifths of the picture's outermost pixels are white: drawings may touch the frame."""
     rgb = np.asarray(image)
     frame = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
-    return bool((frame.min(axis=1) >= NEAR_WHITE).mean() >= 0.8)
+    return bool((frame.min(axis=1) >= NEAR_WHITE).mean() >= 0.6)
 
 
 def white_background(rgb: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def prepare(
     square: bool = True,
     size: int = 512,
     captions: Sequence[str | None] | None = None,
-    cut_out: bool = False,
+    cut_out: bool | Sequence[bool] = False,
     identifier: str = "sks",
     crops: Sequence[Box | None] | None = None,
 ) -> Subject:
@@ -59,7 +59,7 @@ def prepare(
     settings = {
         "class_noun": class_noun,
         "identifier": identifier,
-        "cut_out": cut_out,
+        "cut_out": "yes" in subject.cut_out,
         "pictures": len(subject.images),
     }
     project.add_to_report("subject", {**settings, "seconds": _since(started)})

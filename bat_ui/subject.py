@@ -167,7 +167,7 @@ def check_class_noun(text: str) -> str:
     """The class noun with single spaces.  Raises UserError if it is empty, too long or not a plain noun."""
     noun = " ".join(text.split(" ")).strip()
     if not noun:
-        raise UserError('The class noun is empty: say in a word or two what the subject is, such as "cat".')
+        raise UserError('Say what the subject is, in a word or two such as "cat": its class noun is empty.')
     if len(noun) > 40 or not re.fullmatch(r"[^\W_](?:[^\W_]|[ '’-])*", noun):
         raise UserError("The class noun must be at most 40 letters, digits, spaces, hyphens or apostrophes on one line.")
     return re.sub(" +", " ", noun)
@@ -186,7 +186,7 @@ def prepare_subject(
     identifier: str = "sks",
     captions: Sequence[str | None] | None = None,
     caption_template: str | None = None,
-    cut_out: bool = False,
+    cut_out: bool | Sequence[bool] = False,
     size: int = 512,
     crops: Sequence[Box | None] | None = None,
     square: bool = True,
@@ -195,9 +195,9 @@ def prepare_subject(
 
     A picture's caption is the one given in `captions`, else the line in NAME.txt beside it, else `caption_template`
     with {identifier} and {class_noun} filled in.  `crops` are boxes (left, top, right, bottom) in parts 0..1 of the
-    upright picture.  Cut-outs are cropped to the subject and padded to a square on white; other pictures on white are
-    padded; all others are cropped to the middle square, or keep their shape if `square` is False.  The shorter side is
-    reduced to `size` pixels and never enlarged.
+    upright picture; `cut_out` is for all pictures or each.  Cut-outs are cropped to the subject and padded to a square on
+    white; other pictures on white are padded; all others are cropped to the middle square, or keep their shape if `square`
+    is False.  The shorter side is reduced to `size` pixels and never enlarged.
     Raises UserError for none or over 40 pictures, a bad class noun, identifier or caption, or a bad file.
     """
     noun, identifier = check_class_noun(class_noun), check_identifier(identifier)
@@ -206,9 +206,10 @@ def prepare_subject(
         raise UserError("There is no picture of the subject: choose 3 to 10.")
     if len(paths) > MAX_PICTURES:
         raise UserError(f"{len(paths)} pictures are too many: choose the 3 to 10 best ones, at most {MAX_PICTURES}.")
-    for given in (captions, crops):
+    cuts = [cut_out] * len(paths) if isinstance(cut_out, bool) else cut_out
+    for given in (captions, crops, cuts):
         if given is not None and len(given) != len(paths):
-            raise ValueError(f"{len(given)} captions or crops for {len(paths)} pictures")
+            raise ValueError(f"{len(given)} captions, crops or cut_outs for {len(paths)} pictures")
     template = check_caption(filled(caption_template or TEMPLATE, identifier, noun), "The caption template")
     # All captions before the first picture: text is quick to check, pictures are not.
     lines = [
@@ -222,7 +223,7 @@ def prepare_subject(
         image = read_picture(path)
         if crops is not None and crops[i] is not None:
             image = _cropped(image, crops[i], path)
-        image, flag = _framed(image, cut_out, square)
+        image, flag = _framed(image, cuts[i], square)
         scale = size / min(image.size)
         if scale < 1:
             sides = (max(round(side * scale), size) for side in image.size)

@@ -77,3 +77,10 @@ def test_white_is_judged_by_the_frame():
     on_white = Image.new("RGB", (64, 64), (250, 250, 250))
     on_white.paste("black", (10, 10, 54, 54))
     assert is_on_white(on_white) and not is_on_white(scene()[0])
+
+
+@pytest.mark.parametrize("touching, white", [(0.39, True), (0.41, False)])
+def test_a_drawing_may_touch_two_fifths_of_the_frame(touching, white):
+    drawing = Image.new("RGB", (100, 100), "white")
+    drawing.paste("orange", (0, 0, 100, round(100 * (2 * touching - 0.5))))  # the whole upper side and part of both others
+    assert is_on_white(drawing) == white

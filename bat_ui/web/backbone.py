@@ -19,6 +19,7 @@ from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.web import candidates, picks
 from bat_ui.web.additions import build_additions
 from bat_ui.web.binding import bound, settings_from, shown
+from bat_ui.web.draft import check_used
 from bat_ui.web.parts import (
     TELL_WHICH_PICTURE,
     Updates,
@@ -169,6 +170,7 @@ def build_backbone_step(shared: Shared) -> Step:
         project = required(project_id)
         if not project.subject_marker.is_file():
             raise UserError("Finish step 1 first: press “Use these pictures” there.")
+        check_used(project)
         settings = settings_from(SelectionSettings, values)
         settings = replace(settings, store=chosen_store(settings.store, model))
         if model.photos and not settings.store and settings.rule != "none":

@@ -36,12 +36,14 @@ _previewing = threading.Lock()  # browsers that open a project at the same momen
 
 @dataclass(frozen=True)
 class Picture:
-    """One uploaded picture; an empty caption means the one that the class noun gives; `crop` is one of CROPS."""
+    """One uploaded picture; an empty caption means the one that the class noun gives; `crop` is one of CROPS;
+    `whole`: it keeps its background though the others are cut out."""
 
     name: str
     on_white: bool
     caption: str = ""
     crop: str = "middle"
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,13 @@ def set_crop(project: Project, name: str, crop: str) -> Draft:
         return change(project, pictures=tuple(replace(p, crop=crop) if p.name == name else p for p in pictures))
 
 
+def set_whole(project: Project, name: str, whole: bool) -> Draft:
+    """Choose whether a picture keeps its background though the others are cut out."""
+    with _changing:
+        pictures = Draft.load(project).pictures
+        return change(project, pictures=tuple(replace(p, whole=whole) if p.name == name else p for p in pictures))
+
+
 def crop_of(project: Project, picture: Picture, cut_out: bool, square: bool = True) -> Box | None:
     """The part of a picture that is used, None where there is nothing to choose: a square, a drawing, a cut-out."""
     with Image.open(original(project, picture.name)) as image:
@@ -159,6 +168,11 @@ def wants_cut_out(draft: Draft) -> bool:
     return 2 * sum(p.on_white for p in draft.pictures) < len(draft.pictures)
 
 
+def cuts(draft: Draft, picture: Picture) -> bool:
+    """Whether a picture is to be cut out."""
+    return wants_cut_out(draft) and not picture.whole
+
+
 def preview(project: Project, picture: Picture, cut_out: bool, square: bool = True) -> Path:
     """The folder that holds a picture as a subject of its own: NAME.png is how the model will see it.  Made once."""
     source, box = original(project, picture.name), crop_of(project, picture, cut_out, square)
@@ -173,7 +187,7 @@ def preview(project: Project, picture: Picture, cut_out: bool, square: bool = Tr
 
 def as_subject(project: Project, draft: Draft, template: str, square: bool = True) -> Subject:
     """The subject that the draft would make, from its previews."""
-    previews = [Subject.load(preview(project, p, wants_cut_out(draft), square)) for p in draft.pictures]
+    previews = [Subject.load(preview(project, p, cuts(draft, p), square)) for p in draft.pictures]
     return Subject(
         images=tuple(s.images[0] for s in previews),
         captions=tuple(p.caption or default_caption(draft, template) for p in draft.pictures),
@@ -183,6 +197,13 @@ def as_subject(project: Project, draft: Draft, template: str, square: bool = Tru
         cut_out=tuple(s.cut_out[0] for s in previews),
         square=square,
     )
+
+
+def check_used(project: Project) -> None:
+    """Raises UserError if step 1 was changed and the subject not made anew: nothing should learn the old one unnoticed."""
+    draft = Draft.load(project)
+    if draft.pictures and not draft.used and project.subject_marker.is_file():
+        raise UserError("Something was changed in step 1: press “Use these pictures” there first.")
 
 
 def default_caption(draft: Draft, template: str) -> str:

@@ -30,6 +30,8 @@ TELL_WHICH_PICTURE = """element.addEventListener('click', (event) => {
     setTimeout(() => card.removeAttribute('aria-busy'), 8000);
     trigger('click', {id: card.dataset.id});
 });"""
+REVEAL = """new MutationObserver(() => element.querySelector('.bad')?.scrollIntoView({block: 'nearest'}))
+    .observe(element, {childList: true, subtree: true});"""
 UNEXPECTED = "Something unexpected went wrong; the terminal that runs the page says more. Nothing of yours was lost."
 
 
@@ -39,8 +41,8 @@ def html(value: str, elem_id: str | None = None, elem_classes: str | None = None
 
 
 def message_box(elem_id: str) -> gr.HTML:
-    """Where a step says what is wrong."""
-    return html("", elem_id=elem_id, elem_classes="message")
+    """Where a step says what is wrong, in sight even if the button that was pressed is far below."""
+    return gr.HTML("", js_on_load=REVEAL, apply_default_css=False, elem_id=elem_id, elem_classes="message")
 
 
 def alert(*sentences: str) -> str:
@@ -71,7 +73,8 @@ def answering(message: gr.HTML, handler: Callable[..., Updates]) -> Callable[...
             said = explained(problem)
             if said is None:
                 log.exception("An event of the page failed")
-            return {message: alert(said or UNEXPECTED)}
+            again = f"<!-- {time.monotonic_ns()} -->"  # so that what is said twice is shown twice
+            return {message: alert(said or UNEXPECTED) + again}
 
     return answered
 

@@ -79,18 +79,25 @@ def build_subject_step(shared: Shared) -> Step:
             with gr.Row(elem_classes="cards"):
                 for picture in draft.pictures:
                     with gr.Column(elem_classes="card", min_width=0):
-                        cutting = drafts.wants_cut_out(draft)
+                        cutting = drafts.cuts(draft, picture)
                         made = drafts.preview(project, picture, cutting, square) / f"{picture.name}.png"
                         html(f'<img src="{escape(address(made))}" alt="{escape(picture.name)}" width="160" height="160">')
                         box = drafts.crop_of(project, picture, cutting, square)
+                        if drafts.wants_cut_out(draft) and not picture.on_white:
+                            cut_it = gr.Checkbox(not picture.whole, label="Cut out", elem_classes="cut-it")
+                            cut_it.input(cutter(picture.name), [id, cut_it], [message, *own], **in_card)
                         if box is not None:
                             ends = ("Left", "Middle", "Right") if box[3] - box[1] == 1 else ("Top", "Middle", "Bottom")
-                            part = gr.Radio(list(zip(ends, CROPS)), value=picture.crop, label=f"Square of {picture.name}")
+                            choices, label = list(zip(ends, CROPS)), f"Part of {picture.name} to use"
+                            part = gr.Radio(choices, value=picture.crop, label=label)
                             part.input(cropper(picture.name), [id, part], [message, *own], **in_card)
                         label = f"Caption of {picture.name}"
-                        box = gr.Textbox(picture.caption, label=label, placeholder="as above", lines=2, max_lines=4)
-                        kept = {"show_progress": "hidden", "trigger_mode": "always_last"}  # as it is typed
-                        box.input(keeper(picture.name), [id, box], None, **kept, **in_card)
+                        box = gr.Textbox(
+                            picture.caption, label=label, placeholder="as above", lines=2, max_lines=4, interactive=True
+                        )
+                        kept = {"show_progress": "hidden", "trigger_mode": "always_last"}
+                        for typed in (box.input, box.blur):  # what is pasted gives no event of its own
+                            typed(keeper(picture.name), [id, box], None, **kept, **in_card)
                         remove = gr.Button("Remove", size="sm", elem_classes="quiet")
                         remove.click(remover(picture.name), id, [message, *own], **in_card)
                         boxes.append(box)
@@ -126,7 +133,9 @@ def build_subject_step(shared: Shared) -> Step:
         draft = drafts.Draft.load(project)
         cutting = drafts.wants_cut_out(draft)
         said = _warnings(project, draft, shared.model.backbone) if draft.pictures else []
-        pictures = "/".join(p.name + p.crop for p in draft.pictures)
+        if draft.pictures and not draft.used and project.subject_marker.is_file():
+            said.insert(0, "What you changed is not in use yet: press “Use these pictures”.")
+        pictures = "/".join(f"{p.name}{p.crop}{p.whole}" for p in draft.pictures)
         key = f"{project.folder.name if project else ''}|{cutting}|{pictures}"
         return {
             noun: draft.class_noun,
@@ -206,7 +215,7 @@ def build_subject_step(shared: Shared) -> Step:
 
     def example_user(folder: Path) -> Callable[[str], Updates]:
         def use(project_id: str) -> Updates:
-            project = opened(project_id) or registry.make()
+            project = _free_for_an_example(opened(project_id)) or registry.make()
             drafts.use_example(project, folder)
             return {**show(project), id: project.folder.name}
 
@@ -221,6 +230,15 @@ def build_subject_step(shared: Shared) -> Step:
             return show(project)
 
         return answering(message, remove)
+
+    def cutter(name: str) -> Callable[[str, bool], Updates]:
+        def cut_one(project_id: str, wished: bool) -> Updates:
+            project = required(project_id, NO_PICTURE)
+            drafts.set_whole(project, name, not wished)
+            with _decoding:
+                return show(project)
+
+        return answering(message, cut_one)
 
     def keeper(name: str) -> Callable[[str, str], None]:
         def keep(project_id: str, caption: str) -> None:
@@ -239,17 +257,18 @@ def build_subject_step(shared: Shared) -> Step:
     for name, button in examples.items():
         button.click(example_user(EXAMPLES / name), id, [id, message, *own], api_visibility="private")
     for box in (noun, identifier, pattern):
-        box.input(
-            answering(message, say),
-            [id, noun, identifier, pattern],
-            [message, calling],
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
+        for typed in (box.input, box.blur):
+            typed(
+                answering(message, say),
+                [id, noun, identifier, pattern],
+                [message, calling],
+                show_progress="hidden",
+                trigger_mode="always_last",
+                api_visibility="private",
+            )
     cut_out.input(answering(message, cut), [id, cut_out], [message, *own], api_name="cut_out")
     gr.api(use_pictures_endpoint, api_name="use_pictures")
-    for endpoint in (crop_picture, use_example, remove_picture):
+    for endpoint in (crop_picture, cut_out_picture, use_example, remove_picture):
         gr.api(endpoint, api_name=endpoint.__name__)
     return Step(show, own)
 
@@ -259,6 +278,13 @@ def crop_picture(project: str, picture: str, part: str) -> str:
     with refusing():
         drafts.set_crop(required(project, NO_PICTURE), picture, part)
     return part
+
+
+def cut_out_picture(project: str, picture: str, cut_out: bool) -> bool:
+    """Cut one picture of the subject out as well as the others, or leave its background."""
+    with refusing():
+        drafts.set_whole(required(project, NO_PICTURE), picture, not cut_out)
+    return cut_out
 
 
 def use_example(example: str, project: str = "") -> str:
@@ -278,6 +304,15 @@ def remove_picture(project: str, picture: str) -> list[str]:
         found = registry.find(project)
         drafts.remove_picture(found, picture)
     return [p.name for p in drafts.Draft.load(found).pictures]
+
+
+def _free_for_an_example(project: Project | None) -> Project | None:
+    """The project, unless it has pictures of a person's own or was made use of: those are not replaced."""
+    if project is None or project.subject_marker.is_file():
+        return None
+    names = {picture.name for picture in drafts.Draft.load(project).pictures}
+    examples = ({file.stem for file in (EXAMPLES / name).glob("*.png")} for name in EXAMPLE_NAMES)
+    return project if not names or any(names <= of_one for of_one in examples) else None
 
 
 def _warnings(project: Project, draft: drafts.Draft, backbone: str) -> list[str]:
@@ -309,9 +344,9 @@ def _prepare(
         square=square,
         size=512 if square else PHOTO_PIXELS,
         captions=[p.caption or None for p in draft.pictures],
-        cut_out=cut_out,
+        cut_out=[drafts.cuts(draft, p) for p in draft.pictures],
         identifier=identifier,
-        crops=[drafts.crop_of(project, p, cut_out, square) for p in draft.pictures],
+        crops=[drafts.crop_of(project, p, drafts.cuts(draft, p), square) for p in draft.pictures],
     )
     drafts.mark_used(project, draft)
 
@@ -327,4 +362,7 @@ def _calling(draft: drafts.Draft, template: str) -> str:
     if not draft.pictures:
         return ""
     caption = escape(drafts.default_caption(draft, template))
-    return f'<p>Pictures without a caption of their own are called <q id="default-caption">{caption}</q>.</p>'
+    said = f'<p>Pictures without a caption of their own are called <q id="default-caption">{caption}</q>.</p>'
+    if any(drafts.cuts(draft, picture) and not picture.on_white for picture in draft.pictures):
+        said += "<p>Look whether each is cut out well: if not, untick “Cut out” below it or leave it out.</p>"
+    return said

@@ -20,6 +20,7 @@ from bat_ui.presets import MEMORY
 from bat_ui.project import Project, Run
 from bat_ui.settings import SCHEDULES, TrainingSettings, ValidationSettings
 from bat_ui.web.binding import bound, settings_from, shown
+from bat_ui.web.draft import check_used
 from bat_ui.web.parts import (
     Updates,
     answering,
@@ -180,6 +181,7 @@ def build_training_step(shared: Shared) -> Step:
         """Train an adapter on the subject and the chosen backbone pictures, as a new run in the queue; see `run_status`.
         `memory` is the graphics memory to get by with in gigabytes, or auto; `gpus` are how many share the training."""
         project = required(project_id)
+        check_used(project)
         settings = settings_from(TrainingSettings, values), settings_from(ValidationSettings, values)
         run = project.new_run(*settings)
         try:

@@ -215,7 +215,7 @@ def test_no_picture_and_an_empty_class_noun_are_each_said_in_a_sentence(page, se
     upload(page, faces[:3])
     expect(page.locator(".card img")).to_have_count(3)
     page.get_by_role("button", name="Use these pictures").click()
-    expect(page.get_by_role("alert")).to_contain_text("The class noun is empty")
+    expect(page.get_by_role("alert")).to_contain_text("Say what the subject is")
     expect(page.locator(".card img")).to_have_count(3)
 
 

@@ -7,6 +7,7 @@ from PIL import Image, ImageColor
 
 from bat_ui.errors import UserError
 from bat_ui.project import Project
+from bat_ui.subject import prepare_subject
 from bat_ui.web import draft as drafts
 from bat_ui.web.draft import Draft
 
@@ -14,6 +15,12 @@ from bat_ui.web.draft import Draft
 @pytest.fixture()
 def project(tmp_path):
     return Project(tmp_path / "project")
+
+
+def prepare(project, **options):
+    subject = prepare_subject(drafts.sources(project, Draft.load(project)), "face", **options)
+    subject.save(project.subject)
+    return subject
 
 
 def test_good_files_are_added_and_each_bad_one_is_named(project, subject_folder):
@@ -78,8 +85,6 @@ def test_a_removed_pictures_file_is_gone_and_unknown_names_are_ignored(project, 
 
 
 def test_a_preview_is_the_picture_as_training_will_see_it(project, subject_folder):
-    from bat_ui.subject import prepare_subject
-
     path = subject_folder / "face2.png"
     drafts.add_pictures(project, [path])
     shown = Image.open(drafts.preview(project, Draft.load(project).pictures[0], False) / "face2.png")
@@ -128,3 +133,38 @@ def test_browsers_that_open_a_project_at_once_draw_its_previews_once(project, su
     with ThreadPoolExecutor(16) as pool:
         folders = set(pool.map(lambda _: drafts.preview(project, picture, False), range(16)))
     assert len(made) == len(folders) == 1 and (folders.pop() / "face0.png").is_file()
+
+
+def test_one_picture_may_keep_its_background_while_the_others_are_cut_out(project, tmp_path):
+    for i, colour in enumerate(("red", "blue")):
+        photo = Image.new("RGB", (80, 80), "olive")
+        photo.paste(colour, (25, 25, 55, 60))
+        photo.save(tmp_path / f"photo{i}.png")
+    drafts.add_pictures(project, sorted(tmp_path.glob("*.png")))
+    draft = drafts.set_whole(project, "photo1", True)
+    assert [drafts.cuts(draft, p) for p in draft.pictures] == [True, False]
+    first, second = drafts.as_subject(project, draft, "a {class_noun}").images
+    assert first.getpixel((0, 0)) == (255, 255, 255) and second.getpixel((0, 0)) == ImageColor.getrgb("olive")
+    subject = prepare(project, cut_out=[drafts.cuts(draft, p) for p in draft.pictures])
+    assert [image.tobytes() for image in subject.images] == [first.tobytes(), second.tobytes()]
+
+
+def test_a_subject_that_was_changed_and_not_used_again_is_not_learned_unnoticed(project, subject_folder):
+    drafts.add_pictures(project, sorted(subject_folder.glob("*.png")))
+    drafts.check_used(project)  # nothing was made of it yet: the step says so by itself
+    prepare(project)
+    drafts.mark_used(project, Draft.load(project))
+    drafts.check_used(project)
+    drafts.set_captions(project, {"face0": "another"})
+    with pytest.raises(UserError, match="changed in step 1"):
+        drafts.check_used(project)
+
+
+def test_an_example_never_takes_the_place_of_a_persons_own_pictures(project, subject_folder):
+    from bat_ui.web.subject import EXAMPLES, _free_for_an_example
+
+    assert _free_for_an_example(None) is None and _free_for_an_example(project) == project
+    drafts.use_example(project, EXAMPLES / "flat-cat")
+    assert _free_for_an_example(project) == project
+    drafts.add_pictures(project, [subject_folder / "face0.png"])
+    assert _free_for_an_example(project) is None

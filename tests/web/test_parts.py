@@ -29,12 +29,13 @@ def test_a_problem_of_the_user_is_said_and_nothing_else_changes(box):
     def refuse():
         raise UserError("Choose <fewer> pictures.")
 
-    assert answering(box, refuse)() == {box: alert("Choose <fewer> pictures.")}
+    first, second = (answering(box, refuse)()[box] for _ in range(2))
+    assert first.startswith(alert("Choose <fewer> pictures.")) and first != second, "what is said twice is shown twice"
     assert "&lt;fewer&gt;" in alert("Choose <fewer> pictures.") and 'role="alert"' in alert("x")
 
 
 def test_an_unexpected_error_tells_no_details(box):
-    assert answering(box, lambda: 1 / 0)() == {box: alert(UNEXPECTED)}
+    assert answering(box, lambda: 1 / 0)()[box].startswith(alert(UNEXPECTED))
 
 
 def test_success_clears_the_message(box):
