@@ -25,7 +25,7 @@ from bat_ui.files import keep_json_lines, read_json_lines, remove_drafts, write_
 from bat_ui.generation import contact_sheet, generate
 from bat_ui.hardware import peak_memory
 from bat_ui.project import Clock, Progress, Project, Run, silent
-from bat_ui.samples import STEP
+from bat_ui.samples import STEP, put_aside
 from bat_ui.search import choose_at_random, choose_by_albat, choose_nearest, open_store
 from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
 from bat_ui.store.table import Store
@@ -233,16 +233,14 @@ def run_generation(
     """Draw `settings.num_images` samples, shared out among the prompts, and save them with a contact sheet.
 
     samples/*.png are the pictures, samples/without/*.png the same prompts and seeds without the adapter (if `compare`),
-    samples.json says which is which.  Raises UserError for more prompts than samples.
+    samples.json says which is which; those of before are put aside.  Raises UserError for more prompts than samples.
     """
     clock, prompts = Clock(), settings.prompts_of_samples(prompts)
     pictures = generate(backbone, prompts, settings, run.lora, progress)
     clock.lap("with_adapter")
     without = generate(backbone, prompts, settings, None, progress) if compare else []
     clock.lap("without_adapter")
-    shutil.rmtree(run.samples / "without", ignore_errors=True)
-    for old in (run.samples / "samples.json", *run.samples.glob("*.png")):
-        old.unlink(missing_ok=True)
+    put_aside(run)
     (run.samples / "without").mkdir(parents=True)
     names = [f"{i:03d}.png" for i in range(len(pictures))]
     for name, picture in zip(names, pictures):

@@ -24,3 +24,25 @@ def steps_with_samples(run: Run) -> dict[int, list[dict]]:
         rows = read_json(folder / LISTING) or []
         found[int(folder.name.removeprefix(STEP))] = [{**row, "file": folder / row["file"]} for row in rows]
     return found
+
+
+def put_aside(run: Run) -> None:
+    """Move what was drawn last, with its listing, to samples/earlier/NNN."""
+    drawn = [*run.samples.glob("*.png"), run.samples / "without", run.samples / LISTING]
+    if not any(path.exists() for path in drawn):
+        return
+    earlier = run.samples / "earlier"
+    folder = earlier / f"{max((int(path.name) for path in earlier.glob('[0-9]*')), default=0) + 1:03d}"
+    folder.mkdir(parents=True)
+    for path in drawn:
+        if path.exists():
+            path.rename(folder / path.name)
+
+
+def drawn_earlier(run: Run) -> list[list[dict]]:
+    """What was drawn before, the latest first, each as its pictures: {"file": Path, "prompt", "seed"}."""
+    found = []
+    for folder in sorted((run.samples / "earlier").glob("[0-9]*"), reverse=True):
+        rows = read_json(folder / LISTING) or []
+        found.append([{**row, "file": folder / row["file"]} for row in rows if (folder / row["file"]).is_file()])
+    return [rows for rows in found if rows]

@@ -14,7 +14,7 @@ from bat_ui import line
 from bat_ui.backbones import load_backbone
 from bat_ui.cli import main
 from bat_ui.project import Project
-from bat_ui.samples import steps_with_samples
+from bat_ui.samples import drawn_earlier, steps_with_samples
 
 QUICK = ["--shortlist", "24", "--draws", "2", "--sketch-size", "64", "--steps", "4"]
 QUICK += ["--checkpoint-every", "2", "--num-images", "2", "--sampling-steps", "2", "--rank", "2"]
@@ -260,6 +260,20 @@ def test_without_prompts_as_many_captions_are_drawn_as_there_are_samples(finishe
     assert main(["generate", str(tmp_path / "run"), *arguments]) == 0
     listing = json.loads((tmp_path / "run" / "samples" / "samples.json").read_text())
     assert [row["prompt"] for row in listing] == ["a sticker of sks face 0", "a sticker of sks face 1"]
+
+
+def test_what_was_drawn_before_is_put_aside_and_not_lost(finished, tiny_backbone_folder, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    run = Project(tmp_path / "run")
+    last = [(run.samples / row["file"]).read_bytes() for row in json.loads((run.samples / "samples.json").read_text())]
+    for prompt in ("a red sticker", "a blue sticker"):
+        drawing = ["--prompt", prompt, "--num-images", "1", "--sampling-steps", "1"]
+        assert main(["generate", str(run.folder), "--backbone", str(tiny_backbone_folder), *drawing]) == 0
+    red, first = drawn_earlier(run)
+    assert [row["prompt"] for row in red] == ["a red sticker"] and red[0]["file"].parent.name == "002"
+    assert [row["file"].read_bytes() for row in first] == last
+    assert [path.name for path in run.samples.glob("*.png")] == ["000.png"]
 
 
 def test_a_project_of_the_page_trains_in_a_run_that_the_command_line_knows(finished, tiny_backbone_folder, tmp_path):

@@ -5,8 +5,10 @@ In: a project with a trained run.  Out: the run's samples, by a worker; the LoRA
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
@@ -16,6 +18,7 @@ from bat_ui.adapters import used_step
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, write_zip
 from bat_ui.project import Project, Run
+from bat_ui.samples import LISTING, drawn_earlier
 from bat_ui.settings import GenerationSettings
 from bat_ui.web.binding import bound, settings_from, shown
 from bat_ui.web.parts import (
@@ -41,11 +44,14 @@ from bat_ui.web.parts import (
 from bat_ui.web.step import Shared, Step
 from bat_ui.web.words import run_name
 
+MOST_WORDS = 50  # or so, of a prompt: CLIP's text models read 77 tokens
+MOST_EARLIER = 20  # drawings that are shown beside the last one
+
 
 def build_generation_step(shared: Shared) -> Step:
     """Lay out the step and wire its events."""
     id = shared.project
-    html("<h2>Draw</h2><p>Ask for your subject by its identifier, as the captions do. Each line is a prompt of its own.</p>")
+    html("<h2>Draw</h2><p>Ask for your subject by its name, as the captions do. Each line is a prompt of its own.</p>")
     chosen = gr.Dropdown([], label="Run", allow_custom_value=True, visible=False, elem_id="draw-run")
     drawn_with = html("", elem_id="drawn-with")
     prompt = gr.Textbox("", label="Prompts", lines=3, max_lines=8, elem_id="prompt")
@@ -86,7 +92,7 @@ def build_generation_step(shared: Shared) -> Step:
     own = [drawn_with, draw, stop, panel, samples, downloads, weights, archive, chosen]
 
     def follow(project: Project | None, wanted: str | None) -> Updates:
-        """All but the settings; the run `wanted`, else the latest one that has an adapter, draws."""
+        """All but the settings; `wanted` is the run that draws, else as `_run` has it."""
         run = _run(project, wanted)
         status = queue.status(run, "generate")
         active = status["state"] in ("waiting", "running")
@@ -98,7 +104,7 @@ def build_generation_step(shared: Shared) -> Step:
             draw: gr.update(interactive=not active),
             stop: stop_button(status),
             panel: _panel(run, status),
-            samples: _pairs(run) if run else "",
+            samples: _pairs(run) + _earlier(run) if run else "",
             downloads: gr.update(visible=adapter is not None),
             weights: gr.update(value=str(adapter) if adapter else None, visible=adapter is not None),
             archive: gr.update(value=str(packed) if packed else None, visible=packed is not None),
@@ -111,7 +117,7 @@ def build_generation_step(shared: Shared) -> Step:
 
     def show(project: Project | None) -> Updates:
         settings = shown(project, GenerationSettings, widgets, shared.model.photos)
-        return {**settings, **follow(project, None), prompt: _first_prompt(project), message: ""}
+        return {**settings, **follow(project, None), prompt: _first_prompts(project), message: ""}
 
     def draw_again(project_id: str, wanted: str | None) -> Updates:
         updates = follow(opened(project_id), wanted)
@@ -127,7 +133,7 @@ def build_generation_step(shared: Shared) -> Step:
         return follow(required(project_id), wanted)
 
     def fill(project_id: str, text: str) -> Any:
-        prompt = "" if text.strip() else _first_prompt(opened(project_id))
+        prompt = "" if text.strip() else _first_prompts(opened(project_id))
         return prompt or gr.skip()  # an answer to a page that knew no project yet must not empty the box
 
     def start(project_id: str, prompts: str, wanted: str | None, **values) -> Updates:
@@ -144,7 +150,7 @@ def build_generation_step(shared: Shared) -> Step:
         asked = [f"--prompt={line}" for line in lines]
         queue.add(run, "generate", [*shared.model.options, *queue.options([settings]), *asked])
         project.remember(settings)
-        return follow(project, run.folder.name)
+        return {**follow(project, run.folder.name), message: note(*_hints(run, lines))}
 
     def halt(project_id: str, wanted: str | None) -> Updates:
         """Stop drawing."""
@@ -170,7 +176,7 @@ def list_samples(project: str, run: str = "") -> list[dict]:
     with refusing():
         home = registry.find(project)
         found = home.run(run) if run else _run(home, None)
-    rows = read_json(found.samples / "samples.json") if found else None
+    rows = read_json(found.samples / LISTING) if found else None
     return [
         {**row, "file": str(found.samples / row["file"]), "without": str(found.samples / "without" / row["file"])}
         for row in rows or []
@@ -182,8 +188,11 @@ def _trained(project: Project | None) -> list[Run]:
 
 
 def _run(project: Project | None, id: str | None) -> Run | None:
-    """The trained run with that id, else the latest one; None where there is none."""
-    return run_among(_trained(project), id)
+    """The trained run with that id, else the latest one that came to its end, else the latest; None where there is none."""
+    trained = _trained(project)
+    if id in {run.folder.name for run in trained}:
+        return run_among(trained, id)
+    return run_among([run for run in trained if run.status("train")["state"] == "done"] or trained, None)
 
 
 @once_a_second
@@ -193,15 +202,34 @@ def _seen(project_id: str, wanted: str | None) -> str:
     if project is None or run is None:
         return project.folder.name if project else ""
     status = queue.status(run, "generate")
-    return fingerprint(run, run.samples / "samples.json", run.lora) + status_word(status) + str(len(_trained(project)))
+    return fingerprint(run, run.samples / LISTING, run.lora) + status_word(status) + str(len(_trained(project)))
 
 
-def _first_prompt(project: Project | None) -> str:
-    """The captions of the subject as it was prepared, each once."""
+def _first_prompts(project: Project | None) -> str:
+    """What was drawn last, else the captions of the subject as it was prepared, each once."""
     if project is None:
         return ""
+    run = _run(project, None)
+    drawn = [row["prompt"] for row in (read_json(run.samples / LISTING) if run else None) or []]
+    if drawn:
+        return "\n".join(dict.fromkeys(drawn))
     captions = [p.read_text(encoding="utf-8").strip() for p in sorted(project.subject.glob("*.txt"))]
     return "\n".join(dict.fromkeys(captions[:4]))
+
+
+def _hints(run: Run, prompts: list[str]) -> list[str]:
+    """What is drawn all the same, though it hardly is what was meant."""
+    identifier = (read_json(run.subject_marker) or {}).get("identifier", "")
+    said = [
+        f"“{shorten(prompt, 60, placeholder=' …')}” does not name your subject: it is called “{identifier}”."
+        for prompt in prompts
+        if not re.search(rf"\b{re.escape(identifier)}\b", prompt)
+    ]
+    return said + [
+        f"“{shorten(prompt, 60, placeholder=' …')}” is long: the model reads some {MOST_WORDS} words and no more."
+        for prompt in prompts
+        if len(prompt.split()) > MOST_WORDS
+    ]
 
 
 def _drawn_with(run: Run | None) -> str:
@@ -210,7 +238,8 @@ def _drawn_with(run: Run | None) -> str:
         return ""
     step = used_step(run)
     after = "" if step is None else f", as it was after step {step:,} (another one can be put to use in step 5)"
-    return f'<p class="facts">Draws with {escape(run_name(run))}{after}.</p>'
+    called = " ".join((read_json(run.subject_marker) or {}).get(key, "") for key in ("identifier", "class_noun"))
+    return f'<p class="facts">Draws with {escape(run_name(run))}{after}. Your subject is called “{escape(called)}”.</p>'
 
 
 def _panel(run: Run | None, status: dict) -> str:
@@ -222,7 +251,7 @@ def _panel(run: Run | None, status: dict) -> str:
         return note("Drawing was stopped.")
     if run is None:
         return hint("Train your subject in step 3 first.")
-    drawn = run.samples / "samples.json"
+    drawn = run.samples / LISTING
     if not drawn.is_file():
         return hint("No samples are drawn yet.")
     if drawn.stat().st_mtime_ns < run.adapter.stat().st_mtime_ns:
@@ -232,7 +261,7 @@ def _panel(run: Run | None, status: dict) -> str:
 
 def _pairs(run: Run) -> str:
     figures = []
-    for row in read_json(run.samples / "samples.json") or []:
+    for row in read_json(run.samples / LISTING) or []:
         pictures = [
             f'<span><img src="{escape(address(file))}" alt="{escape(row["prompt"])}, {words}" width="160" height="160">'
             f"<small>{words}</small></span>"
@@ -249,9 +278,27 @@ def _pairs(run: Run) -> str:
     return f'<div class="pairs">{"".join(figures)}</div>' if figures else ""
 
 
+def _earlier(run: Run) -> str:
+    """What was drawn before, folded up."""
+    drawn = drawn_earlier(run)
+    if not drawn:
+        return ""
+    strips = [
+        "".join(
+            f'<figure><img src="{escape(address(row["file"]))}" alt="{escape(row["prompt"])}" width="112" height="112" '
+            f'loading="lazy"><figcaption>{escape(row["prompt"])} <small>seed {row["seed"]}</small></figcaption></figure>'
+            for row in rows
+        )
+        for rows in drawn[:MOST_EARLIER]
+    ]
+    strips = "".join(f'<div class="strip">{strip}</div>' for strip in strips)
+    older = note(f"Older ones are in {run.samples / 'earlier'}.") if len(drawn) > MOST_EARLIER else ""
+    return f'<details class="earlier"><summary>Drawn before</summary>{strips}{older}</details>'
+
+
 def _archive(run: Run | None) -> Path | None:
     """All samples in one file, made anew when they are newer."""
-    listing = run.samples / "samples.json" if run else None
+    listing = run.samples / LISTING if run else None
     if listing is None or not listing.is_file():
         return None
     packed = run.exports / "samples.zip"
