@@ -136,7 +136,7 @@ def run_training(
         _check_resume(run, int(checkpoint.name.removeprefix(STEP)), settings)
     prepared = Subject.load(run.subject)
     subject = prepared.encode(backbone, bucketed=backbone.photos)
-    choice = Choice.load(run.choice)
+    choice = _learned(run, settings)
     suggested = choice.suggested(settings)
     chosen = encode_chosen(backbone, run, choice, progress)
     clock.lap("encoding")
@@ -208,11 +208,17 @@ def _clear(run: Run, everything: bool) -> None:
         run.metrics.unlink(missing_ok=True)  # of the samples that are gone
 
 
+def _learned(run: Run, settings: TrainingSettings) -> Choice:
+    """What a run learns beside the subject: the choice, or nothing where backbone pictures have no strength."""
+    choice = Choice.load(run.choice)
+    return choice if settings.strength else Choice("none", (), 0)
+
+
 def _check_resume(run: Run, start: int, settings: TrainingSettings) -> None:
     """Raises UserError where a run with `start` steps behind it cannot go on, before anything of it is changed."""
     if start > settings.steps:
         raise UserError(f"This run has {start} steps behind it: resume it for that many or more.")
-    if run.learned_from.is_file() and Choice.load(run.learned_from) != Choice.load(run.choice):
+    if run.learned_from.is_file() and Choice.load(run.learned_from) != _learned(run, settings):
         raise UserError("Other pictures are taken now than when this run began: begin anew, without going on.")
     before = run.remembered(TrainingSettings)
     for field in fields(TrainingSettings):

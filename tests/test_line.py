@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 
 from bat_ui import line
 from bat_ui.backbones import load_backbone
+from bat_ui.choice import Choice
 from bat_ui.cli import main
+from bat_ui.export.card import write_card
 from bat_ui.project import Project
 from bat_ui.samples import drawn_earlier, steps_with_samples
+from bat_ui.web.words import run_name
 
 QUICK = ["--shortlist", "24", "--draws", "2", "--sketch-size", "64", "--steps", "4"]
 QUICK += ["--checkpoint-every", "2", "--num-images", "2", "--sampling-steps", "2", "--rank", "2"]
@@ -260,6 +263,24 @@ def test_without_prompts_as_many_captions_are_drawn_as_there_are_samples(finishe
     assert main(["generate", str(tmp_path / "run"), *arguments]) == 0
     listing = json.loads((tmp_path / "run" / "samples" / "samples.json").read_text())
     assert [row["prompt"] for row in listing] == ["a sticker of sks face 0", "a sticker of sks face 1"]
+
+
+def test_a_run_at_no_strength_learns_the_subject_alone_and_says_so(finished, tiny_backbone_folder, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    weightless = project.new_run()
+    Choice("none", (), 0).save(project.choice)
+    none = project.new_run()
+    common = ["--backbone", str(tiny_backbone_folder), "--steps", "4", "--rank", "2", "--validation-images", "0"]
+    assert run_name(weightless) == "Run 1, with 5 backbone pictures"
+    assert main(["train", str(weightless.folder), *common, "--strength", "0"]) == 0
+    assert main(["train", str(none.folder), *common]) == 0
+    assert weightless.adapter.read_bytes() == none.adapter.read_bytes()
+    assert run_name(weightless) == "Run 1, without backbone pictures"
+    card = write_card(weightless, load_backbone(str(tiny_backbone_folder)), weightless.lora)
+    assert "the subject's pictures alone" in card.read_text()
+    assert main(["train", str(weightless.folder), *common, "--strength", "0", "--resume"]) == 0
 
 
 def test_what_was_drawn_before_is_put_aside_and_not_lost(finished, tiny_backbone_folder, tmp_path):

@@ -57,7 +57,7 @@ def build_training_step(shared: Shared) -> Step:
             1, 2000, step=1, label="Steps", info="Longer learns more, and copies more.", elem_id="steps-dial", min_width=240
         )
         strength = gr.Slider(
-            0, 4, step=0.05, label="Backbone strength", info="1 as the selection suggests.",
+            0, 4, step=0.05, label="Backbone strength", info="1 as the selection suggests, 0 without them.",
             elem_id="strength", min_width=240,
         )  # fmt: skip
         rank = gr.Slider(1, 64, step=1, label="Rank", info="Size of the adapter.", elem_id="rank", min_width=240)

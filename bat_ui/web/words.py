@@ -13,6 +13,7 @@ from typing import Any
 
 from bat_ui import queue
 from bat_ui.project import Project, Run
+from bat_ui.settings import TrainingSettings
 
 VERBS = {
     "select": "looking for pictures",
@@ -57,7 +58,8 @@ def saved_step(run: Run) -> int:
 
 def run_name(run: Run) -> str:
     """A run by its number and what it was trained on."""
-    count = _taken(run.choice, run.choice.stat().st_mtime_ns) if run.choice.is_file() else 0
+    learns = run.choice.is_file() and run.remembered(TrainingSettings).strength
+    count = _taken(run.choice, run.choice.stat().st_mtime_ns) if learns else 0
     data = f"with {count} backbone picture{'s' * (count != 1)}" if count else "without backbone pictures"
     return f"Run {int(run.folder.name)}, {data}"
 
