@@ -22,7 +22,7 @@ from bat_ui.pictures import read_picture
 from bat_ui.project import Project, Run
 from bat_ui.store.catalogue import store_place
 from bat_ui.store.table import Store
-from bat_ui.subject import Subject, check_caption, unique_names
+from bat_ui.subject import Subject, check_caption, names_subject, unique_names
 
 FOUND = 24  # pictures that a search by words shows
 MAX_OWN = 100  # own pictures of a project
@@ -101,11 +101,16 @@ def add_own(
 ) -> tuple[Choice, list[str]]:
     """The choice with every readable file as an own picture called `caption`, and a sentence for each that is not.
 
-    Raises UserError, before any file is read, for a missing caption or too many pictures.
+    Raises UserError, before any file is read, for too many pictures and a caption that is missing or names the subject.
     """
     caption = check_caption(caption)
     if not caption:
         raise UserError("Say what your own pictures show, such as “a photo of a cat”: the model learns them by that name.")
+    subject = Subject.load(project.subject)
+    if names_subject(caption, subject.identifier):
+        raise UserError(
+            f"Describe your own pictures without “{subject.identifier}”: that word is to mean your subject alone."
+        )
     if sum(c.origin == OWN for c in choice.candidates) + len(files) > MAX_OWN:
         raise UserError(f"A project can have {MAX_OWN} pictures of your own: make a store of them with more.")
     pictures, problems = {}, []
@@ -117,8 +122,8 @@ def add_own(
             problems.append(str(problem))
     if not pictures:
         return choice, problems
-    subject = clip.embed_images(Subject.load(project.subject).images)
-    similarity = (clip.embed_images(list(pictures.values())) @ subject.T).amax(1).tolist()
+    near_to = clip.embed_images(subject.images)
+    similarity = (clip.embed_images(list(pictures.values())) @ near_to.T).amax(1).tolist()
     rows = []
     for (name, picture), near in zip(pictures.items(), similarity):
         row = Candidate(PREFIX + name, caption, round(near, 6), chosen=True, origin=OWN)

@@ -140,7 +140,7 @@ class Choice:
             return f"{taken}: drawn by lot."
         if self.rule == "nearest" and c.rank:
             return f"{taken}: number {c.rank:,} of those that look most like your pictures."
-        place = ("near to your class", "nearer ones are enough")
+        place = ("among the nearest to your class", "nearer ones are enough")
         if self.rule == "by_group":
             place = ("its kind teaches much", "other kinds teach more")
         kind = "its kind was not asked for" if self.rule == "without_validity" else KINDS.get(c.verdict)

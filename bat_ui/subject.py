@@ -180,6 +180,11 @@ def check_identifier(text: str) -> str:
     return text
 
 
+def names_subject(text: str, identifier: str) -> bool:
+    """Whether a caption or prompt has the identifier in it, as a word."""
+    return bool(re.search(rf"\b{re.escape(identifier)}\b", text))
+
+
 def prepare_subject(
     sources: Sequence[Path | str],
     class_noun: str,
@@ -252,7 +257,7 @@ def subject_warnings(subject: Subject, resolution: int = 512) -> list[str]:
             said.append(f"{name} looks blurred: a sharper picture would show more detail.")
         if flag == "failed":
             said.append(f"No subject was found to cut out in {name}: it is used as it is, so crop it or leave it out.")
-        if not re.search(rf"\b{re.escape(subject.identifier)}\b", caption):
+        if not names_subject(caption, subject.identifier):
             said.append(f'The caption of {name} lacks the word "{subject.identifier}", which is to mean the subject.')
     return said
 

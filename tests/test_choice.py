@@ -101,10 +101,14 @@ def test_every_candidate_says_why_it_is_taken_or_left_out():
         return choice.reason(Candidate("a/1", "cat", 0.5, **facts))
 
     ranked = Choice("albat", (), errors=(1.0, 0.5))
-    assert said(ranked, verdict="valid", rank=1, chosen=True).startswith("Taken: near to your class; its kind is close")
+    assert said(ranked, verdict="valid", rank=1, chosen=True).startswith(
+        "Taken: among the nearest to your class; its kind is close"
+    )
     assert said(ranked, verdict="valid", rank=70).startswith("Left out: nearer ones are enough; its kind is close")
     assert said(ranked, verdict="harmful", rank=3).startswith("Left out: its kind pulls the model away")
-    assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith("Taken: near to your class; its kind may pull")
+    assert said(ranked, verdict="doubtful", rank=3, chosen=True).startswith(
+        "Taken: among the nearest to your class; its kind may pull"
+    )
     assert "too few" in said(ranked, verdict="too small to judge")
     assert "teach more" in said(replace(ranked, rule="by_group"), verdict="valid")
     assert "not asked for" in said(replace(ranked, rule="without_validity"), verdict="harmful")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bat_ui.errors import UserError
 from bat_ui.pictures import SUFFIXES
-from bat_ui.subject import template_of
+from bat_ui.subject import filled, template_of
 from bat_ui.web import picks
 from bat_ui.web.parts import TELL_WHICH_PICTURE, Updates, alert, answering, hint, html, message_box, refusing, required
 from bat_ui.web.picks import Change
@@ -62,8 +62,8 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
         caption = gr.Textbox(
             "",
             label="What do they show?",
-            info="One description for all that you choose next, without your subject's made-up word.",
-            placeholder="a photo of a cat",
+            info="One description for all of them, without your subject's made-up word.",
+            placeholder=filled(template_of(shared.model.backbone), "a", "cat"),
             max_lines=1,
             elem_id="own-caption",
             min_width=220,
@@ -76,6 +76,7 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
             height=150,
             min_width=220,
         )
+        add_them = gr.Button("Add them", elem_id="add-own", scale=0, min_width=110)
 
     def look(project_id: str, said: str) -> Updates:
         rows = _search(project_id, said, shared.model)
@@ -113,7 +114,7 @@ def build_additions(shared: Shared, view: list[Component], own: list[Component],
     for event in (search.click, words.submit):
         event(answering(message, look), [id, words], [message, found, results], api_visibility="private")
     results.click(_clicked(message, add), [*view, found], [message, results, *own], **private)
-    files.upload(
+    add_them.click(
         answering(message, add_own), [id, files, caption, *view[1:]], [message, files, *own],
         api_name="add_own_pictures",
     )  # fmt: skip

@@ -201,7 +201,7 @@ def build_backbone_step(shared: Shared) -> Step:
         return follow(required(project_id), known, count, rule)
 
     def take_rule(project_id: str, known: list, count: int, rule: str) -> Updates:
-        return {**revised(project_id, known, count, "", picks.by_rule(rule), whole=True), versus: ""}
+        return {**revised(project_id, [], count, "", picks.by_rule(rule), whole=True), versus: ""}
 
     def undo_last(project_id: str, known: list, count: int, rule: str) -> Updates:
         project = required(project_id)

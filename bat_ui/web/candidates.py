@@ -59,6 +59,8 @@ def summary(choice: Choice) -> str:
     if not total:
         return "<p>No backbone pictures: training will see your pictures alone.</p>"
     words = f'<b id="taken">{taken} of {total} taken</b>'
+    if choice.rule != "albat":
+        words += f" by the rule “{escape(RULE_NAMES.get(choice.rule, choice.rule))}”"
     added = sum(c.unchecked for c in choice.chosen)
     looked_at = taken - added
     by_hand = len(choice.dropped) + len(choice.kept)
@@ -68,7 +70,8 @@ def summary(choice: Choice) -> str:
         words += ": training will see your pictures alone."
     elif looked_at and looked_at < len(choice.errors):
         error = choice.errors[looked_at] / choice.errors[0]
-        weight = f"in the end they count {choice.strength:.2g} times as much as your pictures"
+        times = "" if abs(choice.strength - 1) < 0.05 else f"{choice.strength:.2g} times "
+        weight = f"in the end they count {times}as much as your pictures"
         agreed = ", if all kinds agreed with your subject," if choice.rule == "without_validity" else ""
         if error < 1:
             words += f": {weight}, and the predicted error{agreed} falls to {error:.0%} of what it is without any."
@@ -76,9 +79,11 @@ def summary(choice: Choice) -> str:
             words += f": the prediction sees no help in them; {weight}, to keep yours from being learned by heart."
     else:
         words += "."
-    if misfits := sum(not c.caption_fits for c in choice.chosen):
-        have = "has a caption that hardly fits" if misfits == 1 else "have captions that hardly fit"
-        words += f" {misfits} of them {have}, and wrong words teach wrong things: have a look."
+    if misfits := [c for c in choice.chosen if not c.caption_fits]:
+        have = "has a caption that hardly fits" if len(misfits) == 1 else "have captions that hardly fit"
+        named = ", ".join(f"“{escape(c.caption)}”" + (f" (#{c.rank})" if c.rank else "") for c in misfits[:3])
+        more = " and others" if len(misfits) > 3 else ""
+        words += f" {len(misfits)} of them {have}, and wrong words teach wrong things: look at {named}{more}."
     if added:
         words += (
             f" <span id='unchecked'>{added} added by you {'are' if added > 1 else 'is'} not checked and not counted in "
@@ -139,7 +144,8 @@ def when(choice: Choice) -> str:
         tells += "backbone pictures come in there."
     if choice.chosen:
         tells += " From there on they count more and more, so that yours are not learned by heart after all: in the last "
-        tells += f"steps yours are {1 / (1 + choice.strength):.0%} of what is learned."
+        tells += f"steps yours are {1 / (1 + choice.strength):.0%} of what is learned. In a run of fewer than "
+        tells += f"{2 * turning} steps they come in at half of it."
     chart = line_chart(
         [Series("", points, "line")],
         x_label="training steps",
@@ -165,8 +171,6 @@ def _card(project: Project, choice: Choice, c: Candidate, mark: str) -> str:
     if facts and c.class_similarity is not None:
         facts[0] += f", to the class {c.class_similarity:.2f}"
     facts.append(choice.reason(c))
-    if not c.caption_fits:
-        facts.append(MISFIT)
     picture, small = project.candidate_picture(c.id), project.candidate_thumbnail(c.id)
     shown = small if small.is_file() else picture
     source = escape(address(shown)) if shown.is_file() else ""
@@ -179,6 +183,7 @@ def _card(project: Project, choice: Choice, c: Candidate, mark: str) -> str:
         f'<span class="rank">{rank}</span><span class="tick" aria-hidden="true">✓</span>'
         f"<b>{escape(c.caption)}</b>"
         + "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+        + ("" if c.caption_fits else f'<span class="misfit">{MISFIT}</span>')
         + label
         + mark
         + "</button>"

@@ -5,7 +5,6 @@ In: a project with a trained run.  Out: the run's samples, by a worker; the LoRA
 
 from __future__ import annotations
 
-import re
 from html import escape
 from pathlib import Path
 from textwrap import shorten
@@ -20,6 +19,7 @@ from bat_ui.files import read_json, write_zip
 from bat_ui.project import Project, Run
 from bat_ui.samples import LISTING, drawn_earlier
 from bat_ui.settings import GenerationSettings
+from bat_ui.subject import names_subject
 from bat_ui.web.binding import bound, settings_from, shown
 from bat_ui.web.parts import (
     Updates,
@@ -223,7 +223,7 @@ def _hints(run: Run, prompts: list[str]) -> list[str]:
     said = [
         f"“{shorten(prompt, 60, placeholder=' …')}” does not name your subject: it is called “{identifier}”."
         for prompt in prompts
-        if not re.search(rf"\b{re.escape(identifier)}\b", prompt)
+        if not names_subject(prompt, identifier)
     ]
     return said + [
         f"“{shorten(prompt, 60, placeholder=' …')}” is long: the model reads some {MOST_WORDS} words and no more."

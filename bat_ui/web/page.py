@@ -32,6 +32,7 @@ TITLE = "Backbone Augmented Training"
 PROMISE = "Teach an image model your cat, your face or your mug from a few pictures, without making it forget the rest."
 BROKEN = "A part of this project cannot be shown: its files may be damaged, or the disk is full. The server's log says more."
 DAY = 24 * 3600
+IS_WIDE = "() => window.innerWidth > 1100"
 
 log = logging.getLogger("bat_ui.page")
 
@@ -80,9 +81,10 @@ def build_page(model: Model) -> tuple[gr.Blocks, Route]:
         filled = page.load(open_page, last, [project, tabs, *everything], **quiet)
         filled.then(lambda: _hardware(model), None, hardware, **quiet)
         wide = gr.Checkbox(visible=False)  # a sidebar is open where there is room for it beside the steps
-        page.load(lambda wide: gr.Sidebar(open=wide), wide, sidebar.panel, js="() => window.innerWidth > 1100", **quiet)
+        page.load(lambda wide: gr.Sidebar(open=wide), wide, sidebar.panel, js=IS_WIDE, **quiet)
         for event in sidebar.reopening:
             event.then(open_again, project, [tabs, *everything], **quiet)
+            event.then(lambda wide: gr.Sidebar(open=wide), wide, sidebar.panel, js=IS_WIDE, **quiet)
         project.change(lambda id: id, project, last, js=PROJECT_IN_ADDRESS, **quiet)
         for event in page.fns.values():
             # Gradio's queue loses answers where one event ends as another begins.  All are short and need none, but only

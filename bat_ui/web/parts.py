@@ -161,7 +161,7 @@ def progress_bar(status: Mapping[str, Any]) -> str:
     if total <= 1:
         return f'<div class="run"><p>{escape(what)} …</p><progress aria-label="{escape(what)}"></progress></div>'
     left = time_left(status)
-    words = f"{what}: {done:,} of {total:,}" + (f" · {left} left" if left else "")
+    words = f"{what}: {done:,} of {total:,}" + (f" · {left} left of this part" if left else "")
     return (
         f'<div class="run"><p>{escape(words)}</p>'
         f'<progress aria-label="{escape(what)}" value="{done}" max="{total}"></progress></div>'

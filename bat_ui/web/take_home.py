@@ -39,9 +39,9 @@ from bat_ui.web.step import Model, Shared, Step
 FORMATS = {
     "diffusers": "LoRA for diffusers, with model card",
     "kohya": "LoRA for A1111, Forge and ComfyUI, with model card",
-    "kohya-dataset": "All pictures it learned from, as a training set for kohya's scripts",
-    "custom-diffusion": "The same for Custom Diffusion",
-    "imagefolder": "The same as an imagefolder, for diffusers' scripts",
+    "kohya-dataset": "Training set for kohya's scripts: all pictures that it learned from",
+    "custom-diffusion": "Training set for Custom Diffusion: the same pictures",
+    "imagefolder": "Training set for diffusers' scripts, as an imagefolder: the same pictures",
 }
 
 
@@ -184,8 +184,10 @@ def _panel(run: Run | None, format: str, status: dict, file: Path | None) -> str
     bad = [check for check in _checks(run, format) if not check["ok"]]
     if bad:
         return alert(*(f"It does not load in {check['tool']}: {check['found']}." for check in bad))
-    said = "".join(f"<li>Read back as {escape(c['tool'])} does: {escape(c['found'])}.</li>" for c in _checks(run, format))
-    unpack = "" if format in ADAPTERS else note("Unpack it and start the training in that folder: its lists name files so.")
+    said = "".join(
+        f"<li>Read back in the way of {escape(c['tool'])}: {escape(c['found'])}.</li>" for c in _checks(run, format)
+    )
+    unpack = "" if format in ADAPTERS else note("Unpack it, and start your training inside the unpacked folder.")
     return f'<p class="done" role="status">Ready: {escape(FORMATS[format])}, {megabytes}.</p><ul>{said}</ul>{unpack}'
 
 

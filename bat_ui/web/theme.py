@@ -10,11 +10,18 @@ SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "He
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 CSS = Path(__file__).with_name("page.css")
 
-# Keeps ?project=ID in the address in step with the page, so that a reload or a copied link finds the project again.
+# Keeps ?project=ID in the address in step with the page, so that a reload, a copied link and the browser's Back find the
+# project again.
 PROJECT_IN_ADDRESS = """(id) => {
     const address = new URL(window.location);
     id ? address.searchParams.set("project", id) : address.searchParams.delete("project");
-    window.history.replaceState({}, "", address);
+    if (window.openProject === undefined) {
+        window.history.replaceState({}, "", address);
+        window.addEventListener("popstate", () => window.location.reload());
+    } else if (window.openProject !== id) {
+        window.history.pushState({}, "", address);
+    }
+    window.openProject = id;
     return id;
 }"""
 

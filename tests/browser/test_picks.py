@@ -72,10 +72,11 @@ def test_own_pictures_are_checked_labelled_and_taken(copied, page, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     unfold(page, "Add pictures by hand")
     files = page.locator("#own-upload input[type=file]")
-    files.set_input_files(tmp_path / "mine.png")
+    files.set_input_files([tmp_path / "mine.png", tmp_path / "bad.png"])
+    page.get_by_role("button", name="Add them").click()
     expect(page.locator("#additions-message")).to_contain_text("Say what your own pictures show")
     page.get_by_label("What do they show?").fill("a teal <b>thing</b>")
-    open_file_chooser(page, [tmp_path / "mine.png", tmp_path / "bad.png"])
+    page.get_by_role("button", name="Add them").click()
     card = page.locator('.pick[data-id="own:mine"]')
     expect(card).to_have_attribute("aria-pressed", "true")
     expect(card).to_contain_text("a teal <b>thing</b>")
@@ -84,14 +85,6 @@ def test_own_pictures_are_checked_labelled_and_taken(copied, page, tmp_path):
     assert [path.name for path in copied.own_pictures.iterdir()] == ["mine.png"]
     page.get_by_role("button", name="Undo").click()
     expect(card).to_have_count(0)
-
-
-def open_file_chooser(page: Page, files) -> None:
-    """Choose files again where others were refused a moment ago."""
-    clear = page.locator("#own-upload").get_by_label("Clear")
-    if clear.count():
-        clear.first.click()
-    page.locator("#own-upload input[type=file]").set_input_files(files)
 
 
 def test_a_group_is_taken_and_dropped_by_one_click_each(copied, page):

@@ -43,7 +43,7 @@ def test_a_card_says_caption_similarity_and_reason_and_whether_it_is_taken(proje
         "a flat sticker of <cat> & dog",
         "#1",
         "0.91, to the class 0.31",
-        "near to your class; its kind is close",
+        "among the nearest to your class; its kind is close",
     ):
         assert said in words
     assert (taken.get("aria-pressed"), other.get("aria-pressed")) == ("true", "false")
