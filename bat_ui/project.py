@@ -29,6 +29,7 @@ from bat_ui.processes import is_alive, job_process, started_at
 from bat_ui.settings import read_settings
 
 Settings = TypeVar("Settings")
+DELETED = ".deleted-"  # before the id of a deleted run, in the name of its folder
 VERBS = ("select", "train", "generate", "ingest")
 PACKAGES = ("torch", "diffusers", "peft", "open-clip-torch", "lancedb", "pillow")
 Progress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
@@ -224,6 +225,31 @@ class Project(Run):
             raise UserError("There is no such run in this project: choose one from the list.")
         return Run(folder)
 
+    @property
+    def deleted_run(self) -> str | None:
+        """The id of the run that was deleted last, which can be brought back; None if there is none."""
+        gone = [folder for folder in (self.folder / "runs").glob(f"{DELETED}*") if any(folder.iterdir())]
+        return gone[0].name.removeprefix(DELETED) if gone else None
+
+    def delete_run(self, id: str) -> None:
+        """Take a run off the list; it can be brought back until another one is deleted, and its id is not given again.
+
+        Raises UserError if there is no such run.
+        """
+        run, before = self.run(id), self.deleted_run
+        if before is not None:
+            emptied = self.folder / "runs" / f"{DELETED}{before}"
+            shutil.rmtree(emptied)
+            emptied.mkdir()
+        run.folder.rename(self.folder / "runs" / f"{DELETED}{id}")
+
+    def restore_run(self) -> Run:
+        """Bring the run back that was deleted last.  Raises UserError if there is none."""
+        id = self.deleted_run
+        if id is None:
+            raise UserError("There is no deleted run to bring back.")
+        return Run((self.folder / "runs" / f"{DELETED}{id}").rename(self.folder / "runs" / id))
+
     def new_run(self, *settings: object) -> Run:
         """A run with copies of the subject, the choice and all its pictures as they are now, and these settings.
 
@@ -241,7 +267,8 @@ class Project(Run):
                 shutil.copytree(self.own_pictures, draft.own_pictures)
             self._copy_chosen(Project(draft.folder))
             draft.remember(*settings)
-            number = 1 + max((int(run.folder.name) for run in self.runs), default=0)
+            used = [folder.name.removeprefix(DELETED) for folder in (self.folder / "runs").iterdir()]
+            number = 1 + max((int(name) for name in used if name.isdecimal()), default=0)
             while True:
                 try:
                     return Run(draft.folder.rename(self.folder / "runs" / f"{number:03d}"))

@@ -8,6 +8,7 @@ import sys
 import psutil
 import pytest
 
+from bat_ui.errors import UserError
 from bat_ui.files import read_json, write_json
 from bat_ui.project import Project, StatusWriter
 
@@ -94,3 +95,23 @@ def test_a_run_keeps_the_pictures_that_it_was_trained_on(tmp_path):
         project.candidate_picture(id).write_text(id)
     run = Project(project.new_run().folder)
     assert [file.read_text() for file in run.candidates.iterdir()] == ["a/1"] and run.candidate_picture("a/1").is_file()
+
+
+def test_the_run_that_was_deleted_last_can_be_brought_back_and_no_id_is_given_twice(tmp_path):
+    project = Project(tmp_path)
+    write_json(project.subject_marker, {})
+    write_json(project.choice, {"candidates": []})
+    first, second = project.new_run(), project.new_run()
+    project.delete_run("002")
+    assert [run.folder.name for run in project.runs] == ["001"] and project.deleted_run == "002"
+    assert project.new_run().folder.name == "003"
+    assert project.restore_run().folder == second.folder and second.choice.is_file() and project.deleted_run is None
+    project.delete_run("003")
+    project.delete_run("001")
+    assert project.deleted_run == "001" and [run.folder.name for run in project.runs] == ["002"]
+    assert project.new_run().folder.name == "004"
+    assert project.restore_run().folder == first.folder
+    with pytest.raises(UserError, match="no deleted run"):
+        project.restore_run()
+    with pytest.raises(UserError, match="no such run"):
+        project.delete_run("../002")

@@ -127,10 +127,12 @@ def build_training_step(shared: Shared) -> Step:
         stop_now = gr.Button("Stop now", visible=False, elem_id="stop-now")
         resume = gr.Button("Resume", visible=False, variant="primary", elem_id="resume")
         go_on = gr.Button("Go on to samples", visible=False, variant="primary", elem_id="to-samples")
+        remove = gr.Button("Delete this run", visible=False, elem_id="delete-run")
+        back = gr.Button("Bring back", visible=False, elem_id="restore-run")
     losses = html("", elem_id="losses")
     samples = html("", elem_id="run-samples")
     chosen = gr.Textbox("", visible=False, label="run", elem_id="run")
-    own = [begin, runs, panel, stop, stop_now, resume, go_on, losses, samples, chosen]
+    own = [begin, runs, panel, stop, stop_now, resume, go_on, remove, back, losses, samples, chosen]
 
     moving = [runs, panel, losses]
 
@@ -152,6 +154,8 @@ def build_training_step(shared: Shared) -> Step:
             stop_now: gr.update(visible=running),
             resume: gr.update(visible=run is not None and not active and status["state"] != "done"),
             go_on: gr.update(visible=run is not None and run.adapter is not None and not active),
+            remove: gr.update(visible=run is not None and not active),
+            back: _restore_button(project),
             samples: last_samples(run) if run else "",
             chosen: run.folder.name if run else "",
         }
@@ -202,6 +206,20 @@ def build_training_step(shared: Shared) -> Step:
         queue.add(run, "train", [*_within(model, memory), *_among(gpus), "--resume", *queue.options(settings)])
         return follow(project, run.folder.name)
 
+    def take_away(project_id: str, wanted: str) -> Updates:
+        """Delete a run, the latest if `wanted` names none; the one that was deleted last can be brought back."""
+        project = required(project_id)
+        run = _required_run(project, wanted)
+        if any(job.place.folder == run.folder for job in queue.active()):
+            raise UserError("This run is at work: stop it, or take it out of the queue, first.")
+        project.delete_run(run.folder.name)
+        return follow(project, "")
+
+    def bring_back(project_id: str) -> Updates:
+        """Bring the run back that was deleted last."""
+        project = required(project_id)
+        return follow(project, project.restore_run().folder.name)
+
     def halt(project_id: str, wanted: str) -> Updates:
         """Stop a run, the latest if `wanted` names none, and save it, so that it can go on later."""
         return _halted(project_id, wanted, False)
@@ -228,6 +246,8 @@ def build_training_step(shared: Shared) -> Step:
     resume.click(
         answering(message, go_on_training), [id, chosen, memory, processes], [message, *own], api_name="resume_training"
     )
+    remove.click(answering(message, take_away), [id, chosen], [message, *own], api_name="delete_run")
+    back.click(answering(message, bring_back), id, [message, *own], api_name="restore_run")
     go_on.click(lambda: gr.Tabs(selected=4), None, shared.tabs, **private)
     gr.api(list_runs, api_name="list_runs")
     gr.api(run_status, api_name="run_status")
@@ -263,6 +283,12 @@ def run_status(project: str, run: str = "") -> dict:
         "checkpoints": sorted(path.name for path in found.checkpoints.glob("step-*")),
         "adapter": str(found.adapter) if found.adapter else None,
     }
+
+
+def _restore_button(project: Project | None) -> Any:
+    """The update of the button that brings a deleted run back: there while one can be."""
+    gone = project.deleted_run if project else None
+    return gr.update(visible=gone is not None, value=f"Bring back Run {int(gone)}" if gone else "Bring back")
 
 
 def _within(model: Model, memory: str) -> list[str]:
