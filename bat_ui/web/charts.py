@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 
+import numpy as np
+
 WIDTH, HEIGHT = 900, 270
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 34
+LETTER = 8  # width of a mark's letter, at most
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,11 @@ def line_chart(
         parts.append(f'<line class="{mark.style}" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<circle class="{mark.style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
         shift = -10 if anchor == "end" else 10
+        end = x + shift + LETTER * len(mark.label) * (-1 if anchor == "end" else 1)
+        lines = [[at(*p) for p in one.points] for one in series]
+        above = min([y, *(_highest(line, min(x, end), max(x, end)) for line in lines)])
         parts.append(
-            f'<text class="note" x="{x + shift:.1f}" y="{max(y - 8, TOP + 8):.1f}" text-anchor="{anchor}">'
+            f'<text class="note" x="{x + shift:.1f}" y="{max(above - 8, TOP + 8):.1f}" text-anchor="{anchor}">'
             f"{escape(mark.label)}</text>"
         )
     legend = "".join(f'<span class="{s.style}">{escape(s.label)}</span>' for s in series if s.label)
@@ -84,6 +90,14 @@ def line_chart(
         f'<figure class="chart"><figcaption><b>{escape(y_label)}</b><span class="legend">{legend}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">{"".join(parts)}</svg></figure>'
     )
+
+
+def _highest(line: Sequence[tuple[float, float]], left: float, right: float) -> float:
+    """The least y, which is the highest place, of a line between two x, all in pixels; infinite where it has none."""
+    xs, ys = zip(*line)
+    inside = [y for x, y in line if left <= x <= right]
+    ends = [float(np.interp(x, xs, ys)) for x in (left, right) if xs[0] <= x <= xs[-1]]
+    return min([*inside, *ends], default=float("inf"))
 
 
 def smoothed(values: Sequence[float], keep: float = 0.92) -> list[float]:

@@ -25,7 +25,7 @@ from bat_ui.web.parts import Updates, html, opened
 from bat_ui.web.projects import build_sidebar
 from bat_ui.web.step import Model, Shared
 from bat_ui.web.subject import build_subject_step
-from bat_ui.web.theme import PROJECT_IN_ADDRESS
+from bat_ui.web.theme import KEYS_SETTLE_SLIDERS, PROJECT_IN_ADDRESS
 from bat_ui.web.training import build_training_step
 
 TITLE = "Backbone Augmented Training"
@@ -43,7 +43,8 @@ def build_page(model: Model) -> tuple[gr.Blocks, Route]:
         project = gr.Textbox("", visible=False, label="project", elem_id="project")
         last = gr.BrowserState("", storage_key="bat-ui-project", secret="bat-ui")
         heartbeat = Heartbeat()
-        html(f"<h1>{TITLE}</h1><p>{PROMISE}</p>", elem_id="header")
+        title = f"<h1>{TITLE}</h1><p>{PROMISE}</p>"
+        gr.HTML(title, elem_id="header", js_on_load=KEYS_SETTLE_SLIDERS, apply_default_css=False)
         hardware = html("", elem_id="hardware")
         with gr.Tabs(selected=1, elem_id="steps") as tabs:
             shared = Shared(project, tabs, heartbeat, model)

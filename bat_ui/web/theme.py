@@ -25,6 +25,17 @@ PROJECT_IN_ADDRESS = """(id) => {
     return id;
 }"""
 
+# Gradio's sliders tell of the mouse only when a value is settled; keys settle one, too, half a second after the last.
+KEYS_SETTLE_SLIDERS = """let settling;
+document.addEventListener('keyup', ({target, key}) => {
+    if (target.type !== 'range' || !/^(Arrow|Page|Home|End)/.test(key)) return;
+    clearTimeout(settling);
+    settling = setTimeout(() => target.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})), 500);
+});
+document.addEventListener('keydown', ({target, key}) => {
+    if (key === 'Enter' && target.type === 'number') target.blur();
+});"""
+
 
 def make_theme() -> gr.themes.Base:
     """The theme; what it cannot say is in page.css."""

@@ -216,6 +216,7 @@ def test_no_picture_and_an_empty_class_noun_are_each_said_in_a_sentence(page, se
     expect(page.locator(".card img")).to_have_count(3)
     page.get_by_role("button", name="Use these pictures").click()
     expect(page.get_by_role("alert")).to_contain_text("Say what the subject is")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
     expect(page.locator(".card img")).to_have_count(3)
 
 
@@ -232,7 +233,34 @@ def test_an_example_subject_brings_pictures_captions_and_class_noun(page, server
     page.locator("#example-flat-cat").click()
     expect(page.locator(".card img")).to_have_count(4)
     expect(page.get_by_label("What is it?")).to_have_value("cat")
-    expect(page.get_by_label("Caption of crying-cat")).to_have_value("a flat sticker of crying sks cat")
+    caption = page.get_by_label("Caption of crying-cat")
+    expect(caption).to_have_value("a flat sticker of crying sks cat")
+    expect(caption).to_be_editable()
+
+
+def test_what_is_pasted_into_a_caption_or_the_noun_outlives_a_reload(page, server):
+    open_page(page, server)
+    page.locator("#example-flat-cat").click()
+    for label in ("Caption of crying-cat", "What is it?"):
+        page.get_by_label(label).fill("")
+        page.get_by_label(label).focus()
+        page.keyboard.insert_text(f"pasted {label.split()[0].lower()}")
+        page.keyboard.press("Tab")
+    expect(page.locator("#default-caption")).to_contain_text("pasted what")
+    page.reload()
+    expect(page.get_by_label("Caption of crying-cat")).to_have_value("pasted caption")
+    expect(page.get_by_label("What is it?")).to_have_value("pasted what")
+
+
+def test_back_opens_the_project_before(finished, page):
+    open_page(page, finished)
+    expect(page.locator(".pair")).to_have_count(2)
+    page.get_by_role("button", name="New project").click()
+    expect(page).not_to_have_url(re.compile("project="))
+    expect(page.locator(".pair")).to_have_count(0)
+    page.go_back()
+    expect(page).to_have_url(re.compile("project=[0-9a-f]{16}"))
+    expect(page.locator(".pair")).to_have_count(2)
 
 
 def test_only_files_of_projects_are_served(finished, page, server):

@@ -87,6 +87,20 @@ def test_own_pictures_are_checked_labelled_and_taken(copied, page, tmp_path):
     expect(card).to_have_count(0)
 
 
+def test_the_number_is_settled_by_keys_and_the_tools_stay_in_sight(copied, page):
+    dial = page.locator("#number input[type=range]")
+    dial.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#taken")).to_contain_text("11 of 24 taken")
+    box = page.locator("#number input[type=number]")
+    box.fill("5")
+    box.press("Enter")
+    expect(page.locator("#taken")).to_contain_text("5 of 24 taken")
+    page.locator(".pick").last.scroll_into_view_if_needed()
+    expect(page.get_by_role("button", name="Undo")).to_be_in_viewport()
+
+
 def test_a_group_is_taken_and_dropped_by_one_click_each(copied, page):
     unfold(page, "Groups and their verdicts")
     row = page.locator("#groups tbody tr").first

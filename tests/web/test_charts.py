@@ -28,6 +28,19 @@ def test_a_mark_lies_on_its_point():
     assert [circle.get("cx"), circle.get("cy")] == last
 
 
+@pytest.mark.parametrize("x, points", [(1, [(0, 1.0), (1, 0.2), (9, 0.6)]), (9, [(0, 0.9), (8, 0.5), (9, 0.1)])])
+def test_a_marks_label_lies_above_the_line(x, points):
+    mark = Mark(x, dict(points)[x], "40 taken, as suggested")
+    svg = svg_of(line_chart([Series("", points, "a")], x_label="x", y_label="y", description="d", marks=[mark]))
+    label = next(text for text in svg.findall("text") if text.get("class") == "note")
+    line = [tuple(map(float, p.split(","))) for p in svg.find("polyline").get("points").split()]
+    begin, width = float(label.get("x")), 150 * (1 if label.get("text-anchor") == "start" else -1)
+    for part in range(11):
+        at = begin + width * part / 10
+        (x0, y0), (x1, y1) = next(pair for pair in zip(line, line[1:]) if pair[0][0] <= at <= pair[1][0])
+        assert float(label.get("y")) < y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+
+
 def test_labels_cannot_bring_markup():
     chart = line_chart([Series("<b>", [(0, 1), (1, 2)], "a")], x_label="<i>", y_label="&", description='"><script>')
     assert "<script>" not in chart and "<i>" not in chart and svg_of(chart).get("aria-label") == '"><script>'
