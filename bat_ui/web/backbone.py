@@ -205,8 +205,9 @@ def build_backbone_step(shared: Shared) -> Step:
 
     def undo_last(project_id: str, known: list, count: int, rule: str) -> Updates:
         project = required(project_id)
-        picks.undo(project)
-        return follow(project, known, count, rule)
+        before = picks.choice_of(project)
+        after = picks.undo(project)
+        return follow(project, known if after is None or after.rule == before.rule else [], count, rule)
 
     def set_number(project_id: str, wanted: int | None, known: list, count: int, rule: str) -> Updates:
         project = opened(project_id)

@@ -61,12 +61,12 @@ def can_undo(project: Project) -> bool:
     return history.can_undo(project)
 
 
-def undo(project: Project) -> None:
-    """Take the last change by hand back, if there is one."""
+def undo(project: Project) -> Choice | None:
+    """Take the last change by hand back; None if there is none."""
     from bat_ui import history
 
     with _revising:
-        history.undo(project)
+        return history.undo(project)
 
 
 def toggled(picture: str) -> Change:
@@ -143,8 +143,7 @@ def undo_picture(project: str) -> list[str]:
 
     with refusing():
         found = required(project)
-        undo(found)
-        return taken(Choice.load(found.choice))
+        return taken(undo(found) or Choice.load(found.choice))
 
 
 def compare_rules(project: str) -> list[dict]:

@@ -319,7 +319,9 @@ def _warnings(project: Project, draft: drafts.Draft, backbone: str) -> list[str]
     """What may spoil the result, at the size in which the backbone draws."""
     stickers = draws_stickers(backbone)
     subject = drafts.as_subject(project, draft, template_of(backbone), square=stickers)
-    return subject_warnings(subject, STICKER_PIXELS if stickers else subject.size)
+    kept = [p.name for p in draft.pictures if stickers and not p.on_white and not drafts.cuts(draft, p)]
+    said = [f"The sticker model knows white backgrounds only, so cut {', '.join(kept)} out, or take other pictures."]
+    return said * bool(kept) + subject_warnings(subject, STICKER_PIXELS if stickers else subject.size)
 
 
 def _prepare(

@@ -168,3 +168,16 @@ def test_an_example_never_takes_the_place_of_a_persons_own_pictures(project, sub
     assert _free_for_an_example(project) == project
     drafts.add_pictures(project, [subject_folder / "face0.png"])
     assert _free_for_an_example(project) is None
+
+
+def test_a_photo_that_keeps_its_background_is_named_where_the_model_knows_white_ones_only(project, tmp_path):
+    from bat_ui.web.subject import _warnings
+
+    for i in range(3):
+        photo = Image.effect_noise((80, 80), 90 + 10 * i).convert("RGB")
+        photo.save(tmp_path / f"photo{i}.png")
+    drafts.add_pictures(project, sorted(tmp_path.glob("*.png")))
+    draft = drafts.set_whole(project, "photo1", True)
+    named = [said for said in _warnings(project, draft, "sticker") if "white backgrounds" in said]
+    assert len(named) == 1 and "photo1" in named[0] and "photo0" not in named[0]
+    assert not any("white backgrounds" in said for said in _warnings(project, draft, "sd15"))
