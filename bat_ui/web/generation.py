@@ -57,10 +57,10 @@ def build_generation_step(shared: Shared) -> Step:
     prompt = gr.Textbox("", label="Prompts", lines=3, max_lines=8, elem_id="prompt")
     with gr.Row():
         number = gr.Slider(
-            1, 32, step=1, label="Samples", info="Shared out among the prompts.", elem_id="num-images", min_width=220
+            1, 32, step=1, label="Samples", info="Shared by all prompts.", elem_id="num-images", min_width=220
         )
         guidance = gr.Slider(
-            1, 12, step=0.5, label="Guidance", info="How strictly they follow the prompt.", elem_id="guidance", min_width=220
+            1, 12, step=0.5, label="Guidance", info="How near to the prompt.", elem_id="guidance", min_width=220
         )
         scale = gr.Slider(
             0, 2, step=0.05, label="Adapter strength", info="1 as trained, 0 without.", elem_id="adapter", min_width=220

@@ -54,10 +54,10 @@ def build_training_step(shared: Shared) -> Step:
     html("<h2>Train</h2><p>The model learns your subject. You may close this page meanwhile: training goes on.</p>")
     with gr.Row():
         steps = gr.Slider(
-            1, 2000, step=1, label="Steps", info="Longer learns more, and copies more.", elem_id="steps-dial", min_width=240
+            1, 2000, step=1, label="Steps", info="More learn, and copy, more.", elem_id="steps-dial", min_width=240
         )
         strength = gr.Slider(
-            0, 4, step=0.05, label="Backbone strength", info="1 as the selection suggests, 0 without them.",
+            0, 4, step=0.05, label="Backbone strength", info="1 as suggested, 0 without.",
             elem_id="strength", min_width=240,
         )  # fmt: skip
         rank = gr.Slider(1, 64, step=1, label="Rank", info="Size of the adapter.", elem_id="rank", min_width=240)
@@ -127,8 +127,8 @@ def build_training_step(shared: Shared) -> Step:
         stop_now = gr.Button("Stop now", visible=False, elem_id="stop-now")
         resume = gr.Button("Resume", visible=False, variant="primary", elem_id="resume")
         go_on = gr.Button("Go on to samples", visible=False, variant="primary", elem_id="to-samples")
-        remove = gr.Button("Delete this run", visible=False, elem_id="delete-run")
-        back = gr.Button("Bring back", visible=False, elem_id="restore-run")
+        remove = gr.Button("Delete this run", visible=False, scale=0, min_width=170, elem_id="delete-run")
+        back = gr.Button("Bring back", visible=False, scale=0, min_width=170, elem_id="restore-run")
     losses = html("", elem_id="losses")
     samples = html("", elem_id="run-samples")
     chosen = gr.Textbox("", visible=False, label="run", elem_id="run")
