@@ -45,11 +45,17 @@ class Download:
         return f"{self.name} is not on this machine: fetch {self.size / 1e9:.1f} GB from huggingface.co/{self.repository}?"
 
     def run(self) -> Path:
-        """Fetch the files, going on where an earlier try stopped; the folder.  Raises UserError if that fails."""
-        from huggingface_hub import snapshot_download
+        """Fetch the files, going on where an earlier try stopped; the folder.
+
+        Raises UserError if that fails, or if the repository is no longer what was asked about.
+        """
+        from huggingface_hub import HfApi, snapshot_download
 
         with _explained(self.repository):
-            return Path(snapshot_download(self.repository, revision=self.revision, allow_patterns=list(self.files)))
+            newest = HfApi().resolve_revision(self.repository)  # the cache notes it; a bare commit is not found again
+            if newest.resolved != self.revision:
+                raise UserError(f"{self.repository} has changed since you were asked: try again.")
+            return Path(snapshot_download(self.repository, revision=newest, allow_patterns=list(self.files)))
 
 
 def is_repository(name: str) -> bool:
@@ -157,7 +163,7 @@ def _explained(repository: str) -> Iterator[None]:
         ) from problem
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as problem:
         raise UserError(f"There is no model {repository} on the hub, or it is private: check the name.") from problem
-    except errors.LocalEntryNotFoundError as problem:
+    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as problem:
         raise UserError(UNREACHABLE) from problem
     except errors.HfHubHTTPError as problem:
         raise UserError(f"The Hugging Face hub refused {repository}: try again later.") from problem

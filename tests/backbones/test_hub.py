@@ -1,4 +1,7 @@
-"""Weights from the hub: what would be fetched, consent, and problems in one sentence.  The hub is a stand-in."""
+"""Weights from the hub: what would be fetched, consent, and problems in one sentence.
+
+The hub is one on this machine, or, where files as large as the real ones are talked about, a stand-in.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -9,7 +12,9 @@ from huggingface_hub import errors
 
 from bat_ui.backbones import hub, load_backbone, needed_downloads
 from bat_ui.cli import main
+from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
+from tests.tiny_hub import tiny_hub
 from tests.tiny_models import copy_folder
 
 SD15 = {  # as the official repository has them, with sizes made up
@@ -39,28 +44,25 @@ CLIP = {"open_clip_config.json": 1, "open_clip_model.safetensors": 600, "open_cl
 
 
 @pytest.fixture()
-def fetched(monkeypatch, photo_backbone_folders, tmp_path):
-    """A hub that has SD15 and its CLIP model, an empty cache, and the list of what was fetched."""
-    calls = []
+def large_hub(tmp_path, monkeypatch):
+    """A hub that lists SD15 and its CLIP model, and an empty cache."""
 
     def model_info(self, repository, files_metadata):
         files = CLIP if "CLIP" in repository else SD15
         return SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=f, size=s) for f, s in files.items()])
 
-    def snapshot_download(repository, **options):
-        if options.get("local_files_only"):
-            if not calls:
-                raise errors.LocalEntryNotFoundError("nothing there")
-            return str(tmp_path / "snapshot")
-        calls.append((repository, options["revision"], options["allow_patterns"]))
-        if not (tmp_path / "snapshot").exists():
-            copy_folder(photo_backbone_folders["sd15"], tmp_path / "snapshot")
-        return str(tmp_path / "snapshot")
-
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
-    return calls
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture()
+def small_hub(photo_backbone_folders, tiny_clip_folder, tmp_path, monkeypatch):
+    """A hub with tiny models in the repositories of sd15 and sdxl and in two of somebody's, and an empty cache."""
+    folders = {hub.REPOSITORIES[family]: photo_backbone_folders[family] for family in ("sd15", "sdxl")}
+    folders |= {"some/backbone": photo_backbone_folders["sd21"], "some/clip": tiny_clip_folder}
+    copies = {name: copy_folder(folder, tmp_path / "hub" / name) for name, folder in folders.items()}
+    with tiny_hub(copies, tmp_path / "cache", monkeypatch) as found:
+        yield found
 
 
 def test_only_what_is_needed_is_fetched_in_half_precision():
@@ -80,15 +82,14 @@ def test_a_repository_without_safetensors_is_refused():
         hub.files_to_fetch([file for file in SD15 if not file.endswith(".safetensors")])
 
 
-def test_the_size_is_known_before_anything_is_fetched(fetched):
+def test_the_size_is_known_before_anything_is_fetched(large_hub):
     backbone, clip = needed_downloads("sd15")
     assert backbone.size == 200 + 1_500 + 150 + sum(size == 1 for f, size in SD15.items() if f in backbone.files)
     assert backbone.repository == "stable-diffusion-v1-5/stable-diffusion-v1-5" and clip.size == 601
-    assert not fetched
 
 
 @pytest.mark.parametrize("name", ["sticker", "FOLDER", "FILE"])
-def test_what_is_local_needs_no_backbone_from_the_hub(name, fetched, photo_backbone_folders, tmp_path):
+def test_what_is_local_needs_no_backbone_from_the_hub(name, large_hub, photo_backbone_folders, tmp_path):
     if name == "FILE":
         (tmp_path / "model.safetensors").touch()
     name = {"FOLDER": str(photo_backbone_folders["sd15"]), "FILE": str(tmp_path / "model.safetensors")}.get(name, name)
@@ -104,31 +105,54 @@ def arguments(folder, clip, *more):
     return ["select", str(folder), "--class-noun=face", f"--out={folder}/out", "--rule=none", f"--clip={clip}", *more]
 
 
-def test_without_consent_nothing_is_fetched(fetched, subject_folder, tiny_clip_folder, capsys, monkeypatch):
+def test_without_consent_nothing_is_fetched(small_hub, subject_folder, tiny_clip_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
     assert main(arguments(subject_folder, tiny_clip_folder, "--backbone=sd15")) == 2
     said = capsys.readouterr().err
-    assert "--download" in said and "GB" in said and not fetched
+    assert "--download" in said and "GB" in said and not small_hub.fetched
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda question: "no")
     assert main(arguments(subject_folder, tiny_clip_folder, "--backbone=sd15")) == 2
-    assert "Nothing was fetched" in capsys.readouterr().err and not fetched
+    assert "Nothing was fetched" in capsys.readouterr().err and not small_hub.fetched
 
 
 @pytest.mark.parametrize("how", ["option", "answer"])
-def test_with_consent_it_is_fetched_once_and_used(how, fetched, subject_folder, tiny_clip_folder, monkeypatch):
+def test_with_consent_it_is_fetched_once_and_used(how, small_hub, subject_folder, tiny_clip_folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: how == "answer"))
     monkeypatch.setattr("builtins.input", lambda question: "y")
     more = ["--backbone=sd15", *(["--download"] if how == "option" else [])]
     assert main(arguments(subject_folder, tiny_clip_folder, *more)) == 0
-    assert [(repository, revision) for repository, revision, _ in fetched] == [(hub.REPOSITORIES["sd15"], "abc")]
-    assert needed_downloads("sd15", str(tiny_clip_folder)) == []
+    assert {repository for repository, _ in small_hub.fetched} == {hub.REPOSITORIES["sd15"]}
+    assert len(set(small_hub.fetched)) == len(small_hub.fetched)
 
 
-def test_weights_that_are_not_there_are_not_fetched_by_loading(fetched):
+@pytest.mark.parametrize("name, family", [("sd15", "sd15"), ("sdxl", "sdxl"), ("some/backbone", "sd21")])
+def test_what_was_fetched_is_on_this_machine_and_loads(name, family, small_hub, monkeypatch):
+    clip = "hf-hub:some/clip"
+    downloads = needed_downloads(name, clip)
+    assert [download.name for download in downloads] == [name, clip] and not small_hub.fetched
+    for download in downloads:
+        download.run()
+    sizes = [len(small_hub.files(repository)[file]) for repository, file in small_hub.fetched]
+    assert sum(sizes) == sum(download.size for download in downloads)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert needed_downloads(name, clip) == []
+    assert load_backbone(name, "cpu").family == family
+    assert ClipSpace.load(clip).dim == 16
+
+
+def test_what_changed_since_the_question_is_not_fetched(small_hub):
+    download = hub.needed_download("sd15")
+    (small_hub.repositories[download.repository] / "unet/config.json").write_text("{}")
+    with pytest.raises(UserError, match="changed"):
+        download.run()
+    assert not small_hub.fetched
+
+
+def test_weights_that_are_not_there_are_not_fetched_by_loading(small_hub):
     with pytest.raises(UserError, match="--download"):
         load_backbone("sd15")
-    assert not fetched
+    assert not small_hub.fetched
 
 
 def refused(kind):
@@ -145,7 +169,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_problems_of_the_hub_are_one_sentence(name, fetched, monkeypatch):
+def test_problems_of_the_hub_are_one_sentence(name, large_hub, monkeypatch):
     problem, expected = PROBLEMS[name]
 
     def fail(*_, **__):
