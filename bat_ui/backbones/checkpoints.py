@@ -165,6 +165,7 @@ def _from_folder(source: Path, dtype: torch.dtype):
         raise UserError(f"{name} is not a complete diffusers folder: {said}") from problem
     if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise UserError(f"{name} is an inpainting or editing model: give the plain text-to-image version of it.")
+    _check_tokenizers(pipeline, name)
     if kind is StableDiffusionXLPipeline:
         if pipeline.text_encoder is None:
             raise UserError(f"{name} is the SDXL refiner: give the SDXL base model.")
@@ -172,6 +173,18 @@ def _from_folder(source: Path, dtype: torch.dtype):
     else:
         family = "sd21" if pipeline.unet.config.use_linear_projection else "sd15"
     return pipeline, Found(family, pipeline.scheduler.config.prediction_type)
+
+
+def _check_tokenizers(pipeline, name: str) -> None:
+    """Raises UserError for a tokenizer with fewer words than its text encoder, such as one whose word list is missing.
+
+    It would be opened all the same, and make one and the same of all captions.
+    """
+    for number in ("", "_2"):
+        tokenizer, encoder = (getattr(pipeline, part + number, None) for part in ("tokenizer", "text_encoder"))
+        if encoder is not None and (tokenizer is None or len(tokenizer) < encoder.config.vocab_size):
+            part = f"tokenizer{number}"
+            raise UserError(f"{name} has an incomplete {part}: fetch the model again, from the hub with --download.")
 
 
 def clip_tokenizer(pad: str) -> CLIPTokenizer:

@@ -1,6 +1,7 @@
 """Checkpoint files: every family loads offline in both formats, and what is no backbone is refused in one sentence."""
 
 import json
+import shutil
 
 import open_clip
 import pytest
@@ -182,6 +183,23 @@ def test_a_wrong_folder_is_refused_in_one_sentence(name, photo_backbone_folders,
     with pytest.raises(UserError, match=expected) as refused:
         load_backbone(str(folder))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("missing", ["tokenizer", "tokenizer_2", "tokenizer_2/tokenizer.json"])
+def test_a_folder_without_its_word_lists_is_refused(missing, photo_backbone_folders, tmp_path):
+    folder = copy_folder(photo_backbone_folders["sdxl"], tmp_path / "model")
+    shutil.rmtree(folder / missing) if (folder / missing).is_dir() else (folder / missing).unlink()
+    with pytest.raises(UserError, match=f"incomplete {missing.partition('/')[0]}: .*--download"):
+        load_backbone(str(folder), "cpu")
+
+
+def test_a_folder_with_words_that_were_added_loads(tmp_path):
+    pipeline = make_pipeline("sd15")
+    tokenizer = pipeline.tokenizer = checkpoints.clip_tokenizer("!")  # the shared one keeps its words
+    tokenizer.add_tokens(["<cat-toy>", "<style>"])
+    pipeline.text_encoder.resize_token_embeddings(len(tokenizer))
+    pipeline.save_pretrained(tmp_path / "learned")
+    assert load_backbone(str(tmp_path / "learned"), "cpu").pipeline.text_encoder.config.vocab_size == 49410
 
 
 @pytest.mark.parametrize("part", ["**", "unet", "text_encoder"])
