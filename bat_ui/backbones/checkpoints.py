@@ -28,6 +28,7 @@ CONFIGS = Path(__file__).parent / "configs"  # of single files, one diffusers fo
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 MODEL_FILES = (".safetensors", *PICKLED)
 WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+HALF = ".fp16"  # in the names of files in half precision, shards and their index included
 UNET = "model.diffusion_model."
 ZERO_TERMINAL = "ztsnr"  # a marker of SDXL checkpoints, as v_pred is
 FIRST_CONVOLUTION = UNET + "input_blocks.0.0.weight"
@@ -154,7 +155,7 @@ def _from_folder(source: Path, dtype: torch.dtype):
     weights = {part: [p.name for p in (source / part).glob("*.safetensors")] for part in WEIGHTS}
     if not weights["unet"]:
         raise UserError(f"{name} has no .safetensors weights in unet: pickled ones are not opened, since they can run code.")
-    only_half = (names and all(".fp16." in name for name in names) for names in weights.values())
+    only_half = (names and all(HALF in name for name in names) for names in weights.values())
     options = {"variant": "fp16"} if any(only_half) else {}
     if kind is StableDiffusionPipeline:
         options |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

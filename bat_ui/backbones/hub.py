@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bat_ui.backbones.checkpoints import MODEL_FILES, WEIGHTS
+from bat_ui.backbones.checkpoints import HALF, MODEL_FILES, WEIGHTS
 from bat_ui.errors import UserError
 
 REPOSITORIES = {
@@ -25,13 +25,14 @@ REPOSITORIES = {
 UNREACHABLE = "The Hugging Face hub cannot be reached: connect to the network, or give the path of a local checkpoint."
 PARTS = (*WEIGHTS, "tokenizer", "tokenizer_2", "scheduler")
 SMALL_FILES = ("*.json", "*.txt")
+WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # a tokenizer has one or the other
 CLIP_WEIGHTS = "open_clip_model.safetensors"
 CLIP_FILES = ("open_clip_config.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class Download:
-    """Files of one repository that are to be fetched, and their size together in bytes."""
+    """Files of one repository that are to be on this machine, and how many bytes of them are not yet."""
 
     name: str
     repository: str
@@ -83,13 +84,7 @@ def needed_download(name: str) -> Download | None:
     repository = REPOSITORIES.get(name, name)
     if _cached(repository) is not None:
         return None
-    from huggingface_hub import HfApi
-
-    with _explained(repository):
-        info = HfApi().model_info(repository, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    files = files_to_fetch(list(sizes))
-    return Download(name, repository, info.sha, files, sum(sizes[file] for file in files))
+    return _asked(name, repository, files_to_fetch)
 
 
 def needed_clip_download(source: str) -> Download | None:
@@ -97,7 +92,7 @@ def needed_clip_download(source: str) -> Download | None:
     if Path(source).is_dir() or source.startswith("local-dir:"):
         return None
     import open_clip
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if source.startswith("hf-hub:"):
         repository = source.removeprefix("hf-hub:")
@@ -106,13 +101,25 @@ def needed_clip_download(source: str) -> Download | None:
         repository = (open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub", "").strip("/")
     if not repository or isinstance(try_to_load_from_cache(repository, CLIP_WEIGHTS), str):
         return None
+
+    def choose(listed: list[str]) -> tuple[str, ...]:
+        if CLIP_WEIGHTS not in listed:
+            raise UserError(f"The CLIP model {source} has no .safetensors weights: choose another one.")
+        return tuple(file for file in listed if file == CLIP_WEIGHTS or file in CLIP_FILES)
+
+    return _asked(source, repository, choose)
+
+
+def _asked(name: str, repository: str, choose: Callable[[list[str]], tuple[str, ...]]) -> Download:
+    """What the hub lists of a repository and `choose` picks out of it, and how large that part of it is which is missing."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
     with _explained(repository):
         info = HfApi().model_info(repository, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    if CLIP_WEIGHTS not in sizes:
-        raise UserError(f"The CLIP model {source} has no .safetensors weights: choose another one.")
-    files = tuple(file for file in sizes if file == CLIP_WEIGHTS or file in CLIP_FILES)
-    return Download(source, repository, info.sha, files, sum(sizes[file] for file in files))
+    files = choose(list(sizes))
+    missing = [f for f in files if not isinstance(try_to_load_from_cache(repository, f, revision=info.sha), str)]
+    return Download(name, repository, info.sha, files, sum(sizes[file] for file in missing))
 
 
 def files_to_fetch(listed: list[str]) -> tuple[str, ...]:
@@ -121,10 +128,10 @@ def files_to_fetch(listed: list[str]) -> tuple[str, ...]:
     for part in PARTS:
         inside = [file for file in listed if file.startswith(f"{part}/")]
         weights = [file for file in inside if file.endswith(".safetensors") and ".non_ema" not in file]
-        half = [file for file in weights if ".fp16." in file]
+        half = [file for file in weights if HALF in file]
         chosen += half or weights
         chosen += [file for file in inside if any(fnmatch(file, kind) for kind in SMALL_FILES) and "index" not in file]
-        chosen += [file for file in inside if file.endswith(".safetensors.index.json") and (".fp16." in file) == bool(half)]
+        chosen += [file for file in inside if ".safetensors.index." in file and (HALF in file) == bool(half)]
     if "model_index.json" not in listed:
         raise UserError("That repository is not in diffusers' format: download its .safetensors file and give the path.")
     if not any(file.startswith("unet/") and file.endswith(".safetensors") for file in chosen):
@@ -133,20 +140,48 @@ def files_to_fetch(listed: list[str]) -> tuple[str, ...]:
 
 
 def _cached(repository: str) -> Path | None:
-    """The newest complete snapshot in the hub's cache, without asking the hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+    """The newest snapshot in the hub's cache if nothing is missing of what a backbone needs, without asking the hub."""
+    from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError
 
     try:
-        try:
-            folder = Path(snapshot_download(repository, local_files_only=True))
-        except IncompleteSnapshotError as problem:  # files that no backbone needs are missing on purpose
-            folder = Path(problem.snapshot_path)
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (LocalEntryNotFoundError, OSError, ValueError):
+        index = try_to_load_from_cache(repository, "model_index.json")
+        if not isinstance(index, str):
+            return None
+        folder = Path(index).parent
+        listed = [file.path for file in get_cached_repo_tree(repository)]
+    except HFValidationError:
         return None
-    needed = [part for part in WEIGHTS if (index.get(part) or [None])[0]]
-    return folder if all(any((folder / part).glob("*.safetensors")) for part in needed) else None
+    except CachedRepoTreeNotFoundError:  # fetched by an older version of the hub's library
+        return folder if _looks_whole(folder) else None
+    full = [file for file in listed if HALF not in file]  # what others fetched need not be in half precision
+    return folder if any(_has_needed(folder, files) for files in (listed, full)) else None
+
+
+def _has_needed(folder: Path, listed: list[str]) -> bool:
+    """True if all is in the folder that would be fetched of a repository's files."""
+    try:
+        return all((folder / file).is_file() for file in files_to_fetch(listed))
+    except UserError:
+        return False
+
+
+def _looks_whole(folder: Path) -> bool:
+    """True if a snapshot without a list of its files has weights with all their shards, word lists and a scheduler."""
+
+    def whole(part: Path) -> bool:
+        if part.name not in WEIGHTS:
+            alternatives = WORDS if part.name.startswith("tokenizer") else [("scheduler_config.json",)]
+            return any(all((part / file).is_file() for file in files) for files in alternatives)
+        indexes = [json.loads(path.read_text(encoding="utf-8")) for path in part.glob("*.safetensors.index*.json")]
+        shards = {shard for index in indexes for shard in index["weight_map"].values()}
+        return any(part.glob("*.safetensors")) and all((part / shard).is_file() for shard in shards)
+
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return all(whole(folder / part) for part in PARTS if (index.get(part) or [None])[0])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 The hub is one on this machine, or, where files as large as the real ones are talked about, a stand-in.
 """
 
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -139,6 +140,57 @@ def test_what_was_fetched_is_on_this_machine_and_loads(name, family, small_hub, 
     assert needed_downloads(name, clip) == []
     assert load_backbone(name, "cpu").family == family
     assert ClipSpace.load(clip).dim == 16
+
+
+def forget_the_list(cache):
+    """As older versions of the hub's library leave their cache."""
+    shutil.rmtree(next(cache.glob("*/trees")))
+    huggingface_hub._tree_cache._IN_MEMORY_TREE_CACHE.clear()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    "pattern", ["model_index.json", "tokenizer*/*", "scheduler/*", "vae/*.safetensors", "unet/*-00002-*.safetensors"]
+)
+def test_a_download_that_was_broken_off_goes_on(pattern, listed, small_hub, photo_backbone, tmp_path):
+    folder = small_hub.repositories[hub.REPOSITORIES["sdxl"]]
+    shutil.rmtree(folder / "unet")
+    photo_backbone("sdxl").unet.save_pretrained(folder / "unet", max_shard_size="200KB")
+    snapshot = hub.needed_download("sdxl").run()
+    lost = {file.relative_to(snapshot).as_posix(): file for file in snapshot.glob(pattern)}
+    for file in lost.values():
+        file.resolve().unlink(missing_ok=True)  # of two that are equal the cache keeps one
+        file.unlink()
+    if not listed:
+        forget_the_list(tmp_path / "cache")
+    with pytest.raises(UserError, match="--download"):
+        load_backbone("sdxl", "cpu")
+    small_hub.fetched.clear()
+    rest = hub.needed_download("sdxl")
+    assert rest.size == sum((folder / file).stat().st_size for file in lost)
+    rest.run()
+    assert {file for _, file in small_hub.fetched} <= lost.keys()
+    assert hub.needed_download("sdxl") is None and load_backbone("sdxl", "cpu").family == "sdxl"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_full_precision_that_others_fetched_will_do(listed, small_hub, tmp_path):
+    folder = small_hub.repositories[hub.REPOSITORIES["sd15"]]
+    for path in list(folder.glob("*/*.safetensors")):
+        shutil.copy(path, path.with_suffix(f".fp16{path.suffix}"))
+    huggingface_hub.snapshot_download(
+        hub.REPOSITORIES["sd15"], ignore_patterns="*.fp16.*", endpoint=huggingface_hub.constants.ENDPOINT
+    )
+    if not listed:
+        forget_the_list(tmp_path / "cache")
+    assert hub.needed_download("sd15") is None and load_backbone("sd15", "cpu").family == "sd15"
+
+
+def test_shards_in_half_precision_are_fetched_with_their_index():
+    unet = ["unet/x.fp16-00001-of-00002.safetensors", "unet/x.fp16-00002-of-00002.safetensors"]
+    unet += ["unet/x.safetensors.index.fp16.json"]
+    full = ["unet/x-00001-of-00001.safetensors", "unet/x.safetensors.index.json"]
+    assert set(hub.files_to_fetch(["model_index.json", *unet, *full])) == {"model_index.json", *unet}
 
 
 def test_what_changed_since_the_question_is_not_fetched(small_hub):
