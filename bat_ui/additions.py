@@ -53,9 +53,9 @@ def store_of(choice: Choice) -> Store:
 @lru_cache(maxsize=2)
 def clip_model(source: str) -> ClipSpace:
     """A CLIP model kept in memory.  Raises UserError rather than fetch one that nobody has agreed to."""
-    from bat_ui.backbones.hub import needed_clip_download
+    from bat_ui.backbones.hub import needed_clip_downloads
 
-    if needed_clip_download(source):
+    if needed_clip_downloads(source):
         raise UserError("The CLIP model of this backbone is not on this machine yet: find helpful pictures first.")
     return ClipSpace.load(source)
 

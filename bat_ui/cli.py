@@ -197,14 +197,14 @@ def _build_sticker(args: argparse.Namespace) -> None:
 
 def _ingest(args: argparse.Namespace) -> None:
     from bat_ui.backbones import clip_of
-    from bat_ui.backbones.hub import needed_clip_download
+    from bat_ui.backbones.hub import needed_clip_downloads
     from bat_ui.clip_space import ClipSpace
     from bat_ui.hardware import best_device
     from bat_ui.store.catalogue import opened_source, store_place
     from bat_ui.store.ingest import ingest
 
     model = args.clip or clip_of(args.backbone)
-    fetch([download for download in [needed_clip_download(model)] if download], args.download)
+    fetch(needed_clip_downloads(model), args.download)
     clip = ClipSpace.load(model, best_device())
     names = ("name", "title", "licence", "caption_column", "image_column", "split", "link", "proxy", "engine", "workers")
     given = {name: getattr(args, name) for name in names}

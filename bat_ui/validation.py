@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bat_ui.backbones.hub import needed_clip_download
+from bat_ui.backbones.hub import needed_clip_downloads
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
@@ -54,7 +54,7 @@ class Validation:
     def clip(self) -> ClipSpace | None:
         """The backbone's CLIP space; None rather than a download that nobody has agreed to."""
         try:
-            return None if needed_clip_download(self.backbone.clip_source) else self.backbone.clip
+            return None if needed_clip_downloads(self.backbone.clip_source) else self.backbone.clip
         except UserError:  # the hub that would have to be asked is out of reach
             return None
 

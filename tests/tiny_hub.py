@@ -55,7 +55,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/tree/\w+|/revision/\w+)?", path)
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/tree/\w+|/revision/\w+)?(/.+)?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/\w+/(.+)", path)
         repository = (api or file or [None, None])[1]
         if repository not in self.hub.repositories:
@@ -63,6 +63,8 @@ class _Answer(BaseHTTPRequestHandler):
         files = self.hub.files(repository)
         if file:
             return self._file(repository, file[2], files)
+        if api[3]:  # no folder of a repository is listed by itself
+            return self._say(404, b"", {"X-Error-Code": "EntryNotFound"})
         if (api[2] or "").startswith("/tree/"):
             said = [{"type": "file", "path": n, "size": len(d), "oid": _digest(d)} for n, d in files.items()]
         else:

@@ -12,7 +12,7 @@ from bat_ui.backbones.hub import (
     Download,
     find_weights,
     is_repository,
-    needed_clip_download,
+    needed_clip_downloads,
     needed_download,
 )
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -82,8 +82,8 @@ def needed_downloads(name: str, clip: str | None = None, search: bool = True) ->
     if not own and not is_repository(name):
         find_source(name)  # a wrong name is told before anything is looked for
     source = clip or (None if own else PHOTO_CLIP)
-    found = [None if own else needed_download(name), needed_clip_download(source) if search and source else None]
-    return [download for download in found if download is not None]
+    backbone = None if own else needed_download(name)
+    return [*([backbone] if backbone else []), *(needed_clip_downloads(source) if search and source else [])]
 
 
 def find_source(name: str) -> Path:

@@ -1,7 +1,7 @@
 """Weights from the Hugging Face hub: what a download would take, the download, and where its files are afterwards.
 
 In: sd15, sd21, sdxl or OWNER/NAME.  Out: a `Download` to show and ask consent for, then a diffusers folder in the hub's own
-cache.  Nothing is fetched but by `Download.run`, and only safetensors, configuration and word lists.
+cache.  Nothing is kept but by `Download.run`, and only safetensors, configuration and word lists.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bat_ui.backbones.checkpoints import HALF, MODEL_FILES, WEIGHTS
+from bat_ui.clip_space import CONFIG as CLIP_CONFIG
+from bat_ui.clip_space import HUB, LOCAL
+from bat_ui.clip_space import WEIGHTS as CLIP_WEIGHTS
 from bat_ui.errors import UserError
 
 REPOSITORIES = {
@@ -26,8 +30,9 @@ UNREACHABLE = "The Hugging Face hub cannot be reached: connect to the network, o
 PARTS = (*WEIGHTS, "tokenizer", "tokenizer_2", "scheduler")
 SMALL_FILES = ("*.json", "*.txt")
 WORDS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # a tokenizer has one or the other
-CLIP_WEIGHTS = "open_clip_model.safetensors"
-CLIP_FILES = ("open_clip_config.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+CLIP_SMALL_FILES = (*SMALL_FILES, "*.model")  # the last are word lists, too
+WORD_LISTS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+CONFIGS = ("config.json",)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Download:
     @property
     def question(self) -> str:
         """What the person is asked to agree to."""
-        return f"{self.name} is not on this machine: fetch {self.size / 1e9:.1f} GB from huggingface.co/{self.repository}?"
+        size = f"{self.size / 1e9:.1f} GB" if self.size >= 1e8 else f"{self.size / 1e6:.1f} MB"
+        return f"{self.name} is not on this machine: fetch {size} from huggingface.co/{self.repository}?"
 
     def run(self) -> Path:
         """Fetch the files, going on where an earlier try stopped; the folder.
@@ -87,27 +93,75 @@ def needed_download(name: str) -> Download | None:
     return _asked(name, repository, files_to_fetch)
 
 
-def needed_clip_download(source: str) -> Download | None:
-    """The same for a CLIP model that `ClipSpace.load` takes; None for folders and models without a repository."""
-    if Path(source).is_dir() or source.startswith("local-dir:"):
-        return None
-    import open_clip
-    from huggingface_hub import try_to_load_from_cache
+def needed_clip_downloads(source: str) -> list[Download]:
+    """The same for a CLIP model that `ClipSpace.load` takes, whose words and text model may lie in other repositories.
 
-    if source.startswith("hf-hub:"):
-        repository = source.removeprefix("hf-hub:")
-    else:
-        name, _, tag = source.partition(":")
-        repository = (open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub", "").strip("/")
-    if not repository or isinstance(try_to_load_from_cache(repository, CLIP_WEIGHTS), str):
-        return None
+    None for folders and models without a repository.
+    """
+    if Path(source).is_dir() or source.startswith(LOCAL):
+        return []
+    repository, weights = _clip_repository(source)
+    if not repository:
+        return []
+    text = _clip_text(source)
+    parts = [(repository, (weights,)), (text.get("hf_tokenizer_name"), WORD_LISTS), (text.get("hf_model_name"), CONFIGS)]
+    if source.startswith(HUB):
+        parts.append((repository, (CLIP_CONFIG,)))
+    missing = dict.fromkeys(place for place, files in parts if place and not any(_in_cache(place, file) for file in files))
+    return [_asked(source, place, _clip_files(source, weights if place == repository else None)) for place in missing]
+
+
+def _clip_repository(source: str) -> tuple[str, str]:
+    """The repository of a CLIP model, empty if it has none, and the name of its weights in there."""
+    import open_clip
+
+    if source.startswith(HUB):
+        return source.removeprefix(HUB), CLIP_WEIGHTS
+    name, _, tag = source.partition(":")
+    owner, _, place = (open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub", "").strip("/").partition("/")
+    repository, _, file = place.partition("/")  # a file is named as a pickle, before which open_clip looks for this one:
+    return f"{owner}/{repository}".strip("/"), str(Path(file).with_suffix(".safetensors")) if file else CLIP_WEIGHTS
+
+
+def _clip_text(source: str) -> dict:
+    """The configuration of a CLIP model's text tower, which is read from the hub if need be, but not kept."""
+    import open_clip
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if not source.startswith(HUB):
+        return (open_clip.get_model_config(source.partition(":")[0]) or {}).get("text_cfg", {})
+    repository = source.removeprefix(HUB)
+    with TemporaryDirectory() as folder, _explained(repository):
+        try:
+            path = _in_cache(repository, CLIP_CONFIG) or hf_hub_download(repository, CLIP_CONFIG, local_dir=folder)
+            return json.loads(Path(path).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+        except (RemoteEntryNotFoundError, ValueError, KeyError, TypeError) as problem:
+            raise UserError(f"{repository} is no CLIP model of open_clip: choose another one.") from problem
+
+
+def _clip_files(source: str, weights: str | None) -> Callable[[list[str]], tuple[str, ...]]:
+    """What picks out of a repository's files configurations and word lists, and a CLIP model's weights if they are there."""
 
     def choose(listed: list[str]) -> tuple[str, ...]:
-        if CLIP_WEIGHTS not in listed:
+        if weights and weights not in listed:
             raise UserError(f"The CLIP model {source} has no .safetensors weights: choose another one.")
-        return tuple(file for file in listed if file == CLIP_WEIGHTS or file in CLIP_FILES)
+        small = [file for file in listed if "/" not in file and any(fnmatch(file, kind) for kind in CLIP_SMALL_FILES)]
+        return (*([weights] if weights else []), *small)
 
-    return _asked(source, repository, choose)
+    return choose
+
+
+def _in_cache(repository: str, file: str) -> str | None:
+    """Where the newest version of a file lies in the hub's cache; None if it does not, or if there can be no such thing."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(repository, file)
+    except HFValidationError:
+        return None
+    return path if isinstance(path, str) else None
 
 
 def _asked(name: str, repository: str, choose: Callable[[list[str]], tuple[str, ...]]) -> Download:
@@ -141,17 +195,15 @@ def files_to_fetch(listed: list[str]) -> tuple[str, ...]:
 
 def _cached(repository: str) -> Path | None:
     """The newest snapshot in the hub's cache if nothing is missing of what a backbone needs, without asking the hub."""
-    from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
-    try:
-        index = try_to_load_from_cache(repository, "model_index.json")
-        if not isinstance(index, str):
-            return None
-        folder = Path(index).parent
-        listed = [file.path for file in get_cached_repo_tree(repository)]
-    except HFValidationError:
+    index = _in_cache(repository, "model_index.json")
+    if index is None:
         return None
+    folder = Path(index).parent
+    try:
+        listed = [file.path for file in get_cached_repo_tree(repository)]
     except CachedRepoTreeNotFoundError:  # fetched by an older version of the hub's library
         return folder if _looks_whole(folder) else None
     full = [file for file in listed if HALF not in file]  # what others fetched need not be in half precision
@@ -196,7 +248,7 @@ def _explained(repository: str) -> Iterator[None]:
         raise UserError(
             f"{repository} is gated: accept its terms at {page}, run `hf auth login`, then try again."
         ) from problem
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as problem:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as problem:
         raise UserError(f"There is no model {repository} on the hub, or it is private: check the name.") from problem
     except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as problem:
         raise UserError(UNREACHABLE) from problem

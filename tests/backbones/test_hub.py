@@ -3,12 +3,16 @@
 The hub is one on this machine, or, where files as large as the real ones are talked about, a stand-in.
 """
 
+import json
+import re
 import shutil
 import sys
 from types import SimpleNamespace
 
 import huggingface_hub
+import open_clip
 import pytest
+import torch
 from huggingface_hub import errors
 
 from bat_ui.backbones import hub, load_backbone, needed_downloads
@@ -110,7 +114,7 @@ def test_without_consent_nothing_is_fetched(small_hub, subject_folder, tiny_clip
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
     assert main(arguments(subject_folder, tiny_clip_folder, "--backbone=sd15")) == 2
     said = capsys.readouterr().err
-    assert "--download" in said and "GB" in said and not small_hub.fetched
+    assert "--download" in said and re.search(r"fetch \d+\.\d MB from", said) and not small_hub.fetched
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda question: "no")
     assert main(arguments(subject_folder, tiny_clip_folder, "--backbone=sd15")) == 2
@@ -131,7 +135,9 @@ def test_with_consent_it_is_fetched_once_and_used(how, small_hub, subject_folder
 def test_what_was_fetched_is_on_this_machine_and_loads(name, family, small_hub, monkeypatch):
     clip = "hf-hub:some/clip"
     downloads = needed_downloads(name, clip)
-    assert [download.name for download in downloads] == [name, clip] and not small_hub.fetched
+    assert [download.name for download in downloads] == [name, clip]
+    assert small_hub.fetched == [("some/clip", "open_clip_config.json")]  # read for the question, not kept
+    small_hub.fetched.clear()
     for download in downloads:
         download.run()
     sizes = [len(small_hub.files(repository)[file]) for repository, file in small_hub.fetched]
@@ -140,6 +146,55 @@ def test_what_was_fetched_is_on_this_machine_and_loads(name, family, small_hub, 
     assert needed_downloads(name, clip) == []
     assert load_backbone(name, "cpu").family == family
     assert ClipSpace.load(clip).dim == 16
+
+
+@pytest.mark.parametrize("place, weights", [("", "open_clip_model"), ("pytorch_model.bin", "pytorch_model")])
+def test_a_clip_model_is_fetched_with_the_words_of_another_repository(
+    place, weights, small_hub, tiny_clip_folder, monkeypatch
+):
+    folder, words = small_hub.repositories["some/clip"], small_hub.repositories["some/backbone"] / "tokenizer"
+    (folder / "open_clip_model.safetensors").rename(folder / f"{weights}.safetensors")
+    small_hub.repositories["some/words"] = words
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config["text_cfg"]["hf_tokenizer_name"] = "some/words"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"test": {"hf_hub": f"some/clip/{place}"}})
+    downloads = hub.needed_clip_downloads("tiny:test")
+    assert [download.repository for download in downloads] == ["some/clip", "some/words"]
+    assert downloads[1].size == sum(path.stat().st_size for path in words.iterdir())
+    for download in downloads:
+        download.run()
+    small_hub.fetched.clear()
+    assert hub.needed_clip_downloads("tiny:test") == []
+    vectors = [ClipSpace.load(source).embed_texts(["a cat"]) for source in ("tiny:test", tiny_clip_folder)]
+    assert torch.equal(*vectors) and not small_hub.fetched
+
+
+REPOSITORIES = {  # of open_clip's models: those of the weights, and of what its configuration names besides
+    "ViT-B-32:laion2b_s34b_b79k": {"laion/CLIP-ViT-B-32-laion2B-s34B-b79K"},
+    "ViTamin-S:datacomp1b": {"jienengchen/ViTamin-S"},
+    "ViT-B-16-SigLIP-256:webli": {"timm/ViT-B-16-SigLIP-256", "timm/ViT-B-16-SigLIP"},
+    "roberta-ViT-B-32:laion2b_s12b_b32k": {"laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k", "roberta-base"},
+}
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_all_repositories_of_a_clip_model_are_asked_about(name, tmp_path, monkeypatch):
+    files = ("open_clip_model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "vocab.txt", "x.model")
+    listing = SimpleNamespace(sha="abc", siblings=[SimpleNamespace(rfilename=f, size=7) for f in files])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: listing)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    downloads = hub.needed_clip_downloads(name)
+    assert {download.repository for download in downloads} == REPOSITORIES[name]
+    assert all(("safetensors" in str(d.files)) == (d is downloads[0]) and "bin" not in str(d.files) for d in downloads)
+    assert [download.size for download in downloads] == [21, 14][: len(downloads)]
+
+
+@pytest.mark.parametrize("name", ["hf-hub:a/b/c", "hf-hub:some/backbone", "hf-hub:no/body"])
+def test_what_is_no_clip_model_is_told_in_one_sentence(name, small_hub):
+    with pytest.raises(UserError) as refusal:
+        hub.needed_clip_downloads(name)
+    assert "\n" not in str(refusal.value)
 
 
 def forget_the_list(cache):
