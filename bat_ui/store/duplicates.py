@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 
+from bat_ui.store.index import update_by_id
 from bat_ui.store.rows import matrix
 
 MAX_BITS = 4  # photographs saved again or at another size differ in no more
@@ -34,7 +35,7 @@ def mark_duplicates(table) -> tuple[int, int]:
     if changed:
         rows = [{"id": id, "duplicate_of": of, "duplicate": kind} for id, (of, kind) in sorted(changed.items())]
         fields = pa.schema([(name, pa.string()) for name in ("id", "duplicate_of", "duplicate")])
-        table.merge_insert("id").when_matched_update_all().execute(pa.Table.from_pylist(rows, schema=fields))
+        update_by_id(table, pa.Table.from_pylist(rows, schema=fields))
     exact = sum(kind == "exact" for _, kind in marks.values())
     return exact, len(marks) - exact
 

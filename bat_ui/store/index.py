@@ -10,6 +10,7 @@ import math
 from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 ROWS_PER_PARTITION = 4096
@@ -24,13 +25,12 @@ FOREVER = timedelta(days=36_500)
 
 def build_indexes(table, with_vectors: bool) -> None:
     """Make the indexes that are missing and bring the others up to date; older snapshots stay as they are."""
-    from lancedb.index import BTree, IvfPq
+    from lancedb.index import IvfPq
 
     known = {name for index in table.list_indices() for name in index.columns}
     if known:
         table.optimize(cleanup_older_than=FOREVER)
-    if "id" not in known:
-        table.create_index("id", config=BTree())
+    index_ids(table)
     if with_vectors and "vector" not in known:
         dim = table.schema.field("vector").type.list_size
         config = IvfPq(
@@ -40,6 +40,22 @@ def build_indexes(table, with_vectors: bool) -> None:
             max_iterations=ITERATIONS,
         )
         table.create_index("vector", config=config)
+
+
+def index_ids(table) -> None:
+    """Make the index over the ids, anew if there are rows that it lacks."""
+    from lancedb.index import BTree
+
+    name = next((index.name for index in table.list_indices() if index.columns == ["id"]), None)
+    if name is None or table.index_stats(name).num_unindexed_rows:
+        table.create_index("id", config=BTree(), replace=True)
+
+
+def update_by_id(table, values: pa.Table) -> None:
+    """Give rows that the table has, found by their id, the values of the other columns."""
+    index_ids(table)  # a merge reads whole rows, with their pictures, into memory where it finds no index
+    table.merge_insert("id").when_matched_update_all().execute(values)
+    index_ids(table)  # which has lost the rows' fragments by that
 
 
 def drop_old(table) -> None:

@@ -26,7 +26,7 @@ from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from bat_ui.store.duplicates import mark_duplicates
 from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, known_ids
-from bat_ui.store.index import build_indexes, drop_old
+from bat_ui.store.index import build_indexes, drop_old, update_by_id
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options
@@ -143,10 +143,10 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
     if count == 0:
         reason = next(iter(broken.values()), "")
         raise UserError(f"No picture could be used; the first of {len(broken)} {reason.removeprefix('The picture ')}")
-    progress("Looking for duplicates", 0, 1)
-    exact, near = mark_duplicates(table)
     progress("Indexing", 0, 1)
     build_indexes(table, with_vectors=count > EXACT_ROWS)
+    progress("Looking for duplicates", 0, 1)
+    exact, near = mark_duplicates(table)
     names = dict.fromkeys(entry.name for entry in ledger.entries)
     licences = dict.fromkeys(entry.licence for entry in ledger.entries)
     content = [sorted((entry.key, entry.pictures) for entry in ledger.entries), count, info.encoder, SCHEMA]
@@ -175,8 +175,7 @@ def _correct_captions(table, parts: Sequence) -> int:
             if not record.problem and stored.get(record.id, record.caption) != record.caption:
                 changed[record.id] = record.caption
     if changed:
-        rows = pa.table({"id": list(changed), "caption": list(changed.values())})
-        table.merge_insert("id").when_matched_update_all().execute(rows)
+        update_by_id(table, pa.table({"id": list(changed), "caption": list(changed.values())}))
     return len(changed)
 
 

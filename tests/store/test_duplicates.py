@@ -58,6 +58,23 @@ def test_marks_follow_what_is_added_and_a_second_time_changes_nothing(folder, re
     assert mark_duplicates(table) == (1, 2) and table.version == version
 
 
+def test_ids_are_indexed_before_marks_are_written_and_after(folder, real_clip, tmp_path, monkeypatch):
+    """A merge into rows that are in no index reads all their pictures into memory."""
+
+    def unindexed(table) -> list[int]:
+        return [table.index_stats(i.name).num_unindexed_rows for i in table.list_indices() if i.columns == ["id"]]
+
+    seen = []
+    monkeypatch.setattr(
+        "bat_ui.store.ingest.mark_duplicates", lambda table: (seen.append(unindexed(table)), mark_duplicates(table))[1]
+    )
+    ingest(str(folder), tmp_path / "store", real_clip)
+    smooth(9).save(folder / "y.png")
+    (folder / "y.txt").write_text("y")
+    ingest(str(folder), tmp_path / "store", real_clip)
+    assert seen == [[0], [0]] and unindexed(open_table(Store.open(tmp_path / "store").place)) == [0]
+
+
 def test_hashes_of_copies_differ_in_few_bits_and_of_others_in_many():
     def apart(a, b):
         return bin((perceptual_hash(a) ^ perceptual_hash(b)) & (2**64 - 1)).count("1")

@@ -1,11 +1,12 @@
 """The indexes of a large store find what an exact search finds, also what was added later."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from bat_ui.store import index
-from bat_ui.store.index import build_indexes, search
+from bat_ui.store.index import build_indexes, search, update_by_id
 from bat_ui.store.place import Place
 from bat_ui.store.rows import GRID, arrow_table
 from bat_ui.store.table import open_table
@@ -60,3 +61,11 @@ def test_rows_that_came_later_are_indexed_and_found(grow):
     for found in table.list_indices():
         assert table.index_stats(found.name).num_unindexed_rows == 0
     assert recall(table, 1500) >= 0.98
+
+
+def test_values_given_by_id_leave_everything_indexed(grow):
+    table = grow(0, 1200)
+    update_by_id(table, pa.table({"id": ["it's 3"], "caption": ["three"]}))
+    assert table.search().where("caption = 'three'").to_arrow()["id"].to_pylist() == ["it's 3"]
+    for found in table.list_indices():
+        assert table.index_stats(found.name).num_unindexed_rows == 0
