@@ -5,6 +5,7 @@ In: jobs, each a part of a source that is to go into a store.  Out: rows in the 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +22,12 @@ from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import UNREAD, Record
 from bat_ui.store.rows import arrow_table, picture_columns
-from bat_ui.store.table import open_table, rows_among
+from bat_ui.store.table import among, open_table, rows_among
 
 BATCH = 64  # pictures that are encoded at once
 AHEAD = 4 * BATCH  # pictures that are decoded ahead of the encoder
 MAX_ROWS, MAX_HELD, MAX_SECONDS = 8192, 256_000_000, 30  # rows, bytes and time until what is done is written
+KNOWN = "is in the store"
 PART_ROWS = 2**32  # numbers that a part's rows have to themselves
 
 
@@ -45,21 +47,27 @@ class Job:
         return {"row": row, "id": record.id, "caption": record.caption} | source
 
 
-def new_records(job: Job) -> Iterator[tuple[int, Record]]:
-    """The records of a part that the store does not have yet, with their place in it; counts the others as known."""
+def records_of(job: Job) -> Iterator[tuple[int, Record, bytes | None]]:
+    """The records of a part, each id once, with their place in it and the digest of what the store has as that id."""
     table, seen = open_table(job.place), set()
     for chunk in chunks(enumerate(job.part.records()), AHEAD):
-        known = known_ids(table, [record.id for _, record in chunk])
-        job.entry.pictures += len(known)
+        stored = stored_digests(table, [record.id for _, record in chunk])
         for position, record in chunk:
-            if record.id not in known and record.id not in seen:
+            if record.id not in seen:
                 seen.add(record.id)
-                yield position, record
+                yield position, record, stored.get(record.id)
 
 
-def known_ids(table, ids: Sequence[str]) -> set[str]:
-    """Those of the ids that the table has."""
-    return set(rows_among(table, ids)["id"].to_pylist())
+def stored_digests(table, ids: Sequence[str]) -> dict[str, bytes]:
+    """SHA-256 of the picture files of those of the ids that the table has."""
+    found = rows_among(table, ids, "digest")
+    return dict(zip(found["id"].to_pylist(), found["digest"].to_pylist()))
+
+
+def remove(table, ids: Sequence[str]) -> None:
+    """Take rows out of the table; older snapshots keep them."""
+    for some in chunks(ids, AHEAD):
+        table.delete(among(some))
 
 
 def chunks(items: Iterable, size: int) -> Iterator[list]:
@@ -69,12 +77,19 @@ def chunks(items: Iterable, size: int) -> Iterator[list]:
         yield chunk
 
 
-def prepare(record: Record, preprocess: Callable, link: bool) -> tuple[dict, torch.Tensor] | str:
-    """A record's picture columns and what the encoder takes (3, size, size), or why it cannot be used."""
+def prepare(
+    record: Record, preprocess: Callable, link: bool, stored: bytes | None = None
+) -> tuple[dict, torch.Tensor] | str:
+    """A record's picture columns and what the encoder takes (3, size, size), or why it cannot be used.
+
+    KNOWN if `stored`, the digest of what the store has as that id, is the file's.
+    """
     if record.problem:
-        return record.problem
+        return KNOWN if stored else record.problem
     try:
         file = Place(record.uri).read_bytes(MAX_BYTES + 1) if record.data is None else record.data
+        if stored and stored == hashlib.sha256(file).digest():
+            return KNOWN
         picture = decode_picture(file, "The picture")
     except UserError as problem:
         return str(problem)
@@ -96,32 +111,36 @@ class LocalEngine:
             return
         pending = _Pending(open_table(jobs[0].place), self.clip, ledger)
         with ThreadPoolExecutor(self.workers) as pool:
-            for job, position, record, result in self._prepared(jobs, pool):
+            for job, position, record, stored, result in self._prepared(jobs, pool):
                 if record is None:
                     pending.end(job)
                     tally.end(job)
                     continue
                 made = result.result()
-                if isinstance(made, str):
+                if made == KNOWN:
+                    job.entry.pictures += 1
+                elif isinstance(made, str):
                     job.entry.broken.append({"file": record.id, "reason": made})
                 else:
                     columns, pixels = made
-                    pending.add(job.columns(position, record) | columns, pixels)
+                    pending.add(job.columns(position, record) | columns, pixels, replaces=stored is not None)
                     job.entry.pictures += 1
+                    job.entry.replaced += stored is not None
                     tally.one()
             pending.write()
 
     def _prepared(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[Job, int, Record | None, Future | None]]:
-        """Records in order, each with what becomes of it; a job ends with None."""
+    ) -> Iterator[tuple[Job, int, Record | None, bytes | None, Future | None]]:
+        """Records in order, each with what is stored as its id and what becomes of it; a job ends with None."""
         window: deque = deque()
         for job in jobs:
-            for position, record in new_records(job):
-                window.append((job, position, record, pool.submit(prepare, record, self.clip.preprocess, job.link)))
+            for position, record, stored in records_of(job):
+                result = pool.submit(prepare, record, self.clip.preprocess, job.link, stored)
+                window.append((job, position, record, stored, result))
                 if len(window) > AHEAD:
                     yield window.popleft()
-            window.append((job, 0, None, None))
+            window.append((job, 0, None, None, None))
         yield from window
 
 
@@ -133,12 +152,14 @@ class _Pending:
         self.rows: list[dict] = []
         self.pixels: list[torch.Tensor] = []
         self.vectors: list[torch.Tensor] = []
+        self.replaced: list[str] = []
         self.ended: list[Entry] = []
         self.held, self.since = 0, time.monotonic()
 
-    def add(self, row: dict, pixels: torch.Tensor) -> None:
-        """Take one picture; encodes and writes when there is enough."""
+    def add(self, row: dict, pixels: torch.Tensor, replaces: bool) -> None:
+        """Take one picture, which `replaces` what the store has as its id; encodes and writes when there is enough."""
         self.rows.append(row)
+        self.replaced += [row["id"]] if replaces else []
         self.pixels.append(pixels)
         self.held += len(row["image"] or b"")
         if len(self.pixels) == BATCH:
@@ -154,10 +175,11 @@ class _Pending:
     def write(self) -> None:
         """Pictures first, then the parts that end with them."""
         self._encode()
+        remove(self.table, self.replaced)  # killed after this, the next ingest finds them new
         if self.rows:
             self.table.add(arrow_table(self.rows, self.vectors, len(self.vectors[0])))
         self.ledger.add(self.ended)
-        self.rows, self.vectors, self.ended = [], [], []
+        self.rows, self.vectors, self.replaced, self.ended = [], [], [], []
         self.held, self.since = 0, time.monotonic()
 
     def _encode(self) -> None:

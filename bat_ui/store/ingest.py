@@ -24,12 +24,13 @@ from filelock import Timeout
 
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
+from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.duplicates import mark_duplicates
-from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, known_ids
+from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, stored_digests
 from bat_ui.store.index import build_indexes, drop_old, update_by_id
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
-from bat_ui.store.records import Options
+from bat_ui.store.records import Options, Record
 from bat_ui.store.sources import FilesPart, find_parts
 from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, building_lock, open_table, read_info, rows_among, write_info
 
@@ -40,12 +41,14 @@ UNSTATED = "not stated"
 @dataclass(frozen=True)
 class Report:
     """Of one ingest: pictures that were added, that were there before, those of them with another caption than before, that
-    could not be used (reasons by file); and of the whole store: its duplicates."""
+    took the place of another file of their name, that could not be used (reasons by file); and of the whole store: its
+    duplicates."""
 
     info: StoreInfo
     added: int
     known: int
     recaptioned: int
+    replaced: int
     broken: dict[str, str]
     exact: int
     near: int
@@ -58,6 +61,7 @@ def ingest(
     clip: ClipSpace,
     *,
     name: str | None = None,
+    address: str | None = None,
     title: str | None = None,
     licence: str = UNSTATED,
     caption_column: str | None = None,
@@ -71,15 +75,19 @@ def ingest(
 ) -> Report:
     """Put `source` (sources.py) into the store at a path or URI, which is made if there is none.
 
-    `name` begins the ids of the source's pictures, by default its last word; `link` leaves a folder's pictures where they
-    are; `proxy` labels the store as a stand-in for training data that is not public; `workers` decode pictures, or with
-    `engine` 'ray' encode them.  Raises UserError if the source cannot be read, the store is another's or in use, was made
-    with another CLIP model, has other pictures of that name, or if no picture could be used.
+    `name` begins the ids of the source's pictures, by default its last word; `address` says where the source is from if
+    that is another place; `link` leaves a folder's pictures where they are; `proxy` labels the store as a stand-in for
+    training data that is not public; `workers` decode pictures, or with `engine` 'ray' encode them.
+
+    A picture is known if the store has its file as its id; then it takes the caption that it has by now.  Another file
+    takes the place of what the store has, if that came from the same address; so the files of every part that is new or
+    changed are read.  Raises UserError if the source cannot be read, the store is another's or in use, was made with another
+    CLIP model, has other pictures of that name from elsewhere, or if no picture could be used.
     """
     started = time.monotonic()
     if engine not in ENGINES:
         raise UserError(f'There is no engine "{engine}": choose one of {", ".join(ENGINES)}.')
-    place, address = Place.of(store), Place.of(source).uri if _exists(source) else source
+    place, address = Place.of(store), address or (Place.of(source).uri if _exists(source) else source)
     options = Options(name or _name_of(source), caption_column, image_column, split)
     parts = find_parts(source, options)
     if link and not all(isinstance(part, FilesPart) for part in parts):
@@ -87,11 +95,11 @@ def ingest(
     with _writing(place):
         info = _begin(place, clip, title, proxy)
         ledger = Ledger(place)
-        others = {entry.address for entry in ledger.entries if entry.name == options.name} - {address}
-        if others and name is None:
+        addresses = {entry.address for entry in ledger.entries if entry.name == options.name}
+        if addresses - {address} and name is None:
             raise UserError(
-                f"The store has pictures named '{options.name}' from {sorted(others)[0]}: give these another name with "
-                f"--name, or go on with --name {options.name} if they are the same, moved."
+                f"The store has pictures named '{options.name}' from elsewhere: rename these or name them with --name, or "
+                f"go on with --name {options.name} if they are the same, moved."
             )
         if engine == "local":
             run = LocalEngine(clip, workers or cpu_count() or 1)
@@ -107,14 +115,19 @@ def ingest(
         ]
         table, first = open_table(place), len(ledger.entries)
         before = table.count_rows()
-        recaptioned = _correct_captions(table, [job.part for job in jobs]) if before else 0
+        files = [job.part for job in jobs if isinstance(job.part, FilesPart)] if before else []
+        if addresses and address not in addresses:
+            _refuse_others(table, files)
+        recaptioned = _correct_captions(table, files)
         run(jobs, ledger, Tally(jobs, progress))
         info, exact, near = _finish(place, info, ledger, progress)
     entries = ledger.entries[first:]
     read = sum(entry.pictures for entry in [*entries, *(done[key] for key in by_key if key in done)])
     broken = {row["file"]: row["reason"] for entry in entries for row in entry.broken}
-    added = info.count - before
-    return Report(info, added, read - added, recaptioned, broken, exact, near, time.monotonic() - started)
+    added, replaced = info.count - before, sum(entry.replaced for entry in entries)
+    return Report(
+        info, added, read - added - replaced, recaptioned, replaced, broken, exact, near, time.monotonic() - started
+    )
 
 
 def _begin(place: Place, clip: ClipSpace, title: str | None, proxy: bool) -> StoreInfo:
@@ -165,24 +178,45 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
     return info, exact, near
 
 
-def _correct_captions(table, parts: Sequence) -> int:
-    """Give pictures of folders that are in the store the captions that they have by now; returns how many."""
-    changed: dict[str, str] = {}
-    for part in (part for part in parts if isinstance(part, FilesPart)):
-        found = rows_among(table, part.ids, "caption")
-        stored = dict(zip(found["id"].to_pylist(), found["caption"].to_pylist()))
+def _refuse_others(table, parts: Sequence[FilesPart]) -> None:
+    """Raises UserError if the store has other pictures under the ids of these."""
+    for part in parts:
+        stored = stored_digests(table, part.ids)
         for record in part.records() if stored else ():
-            if not record.problem and stored.get(record.id, record.caption) != record.caption:
+            if record.id in stored and not record.problem and not _is_file(record, stored[record.id]):
+                raise UserError(
+                    f"The store has another picture from elsewhere as '{record.id}': rename the folder or zip, or name it "
+                    "with --name."
+                )
+
+
+def _correct_captions(table, parts: Sequence[FilesPart]) -> int:
+    """Give pictures that are in the store the captions that they have by now; returns how many."""
+    changed: dict[str, str] = {}
+    for part in parts:
+        found = rows_among(table, part.ids, "caption", "digest")
+        stored = {row["id"]: row for row in found.to_pylist()}
+        for record in part.records() if stored else ():
+            row = stored.get(record.id)
+            if row and not record.problem and row["caption"] != record.caption and _is_file(record, row["digest"]):
                 changed[record.id] = record.caption
     if changed:
         update_by_id(table, pa.table({"id": list(changed), "caption": list(changed.values())}))
     return len(changed)
 
 
+def _is_file(record: Record, digest: bytes) -> bool:
+    """Whether a record's picture is the file with this digest."""
+    try:
+        return hashlib.sha256(Place(record.uri).read_bytes(MAX_BYTES + 1)).digest() == digest
+    except OSError:  # the engine lists it
+        return False
+
+
 def _still_broken(table, broken: dict[str, str]) -> dict[str, str]:
     """Without those that were repaired and are in the store by now."""
     for ids in chunks(list(broken), AHEAD):
-        for id in known_ids(table, ids):
+        for id in stored_digests(table, ids):
             del broken[id]
     return broken
 

@@ -40,6 +40,7 @@ class Entry:
     licence: str
     pictures: int = 0
     broken: list[dict[str, str]] = field(default_factory=list)
+    replaced: int = 0  # of the pictures; not kept
 
     @property
     def complete(self) -> bool:

@@ -9,7 +9,6 @@ requirements-scale.txt.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,21 +18,21 @@ import torch
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from bat_ui.hardware import best_device
-from bat_ui.store.engine import BATCH, Job, Tally, chunks, new_records, prepare
+from bat_ui.store.engine import BATCH, KNOWN, Job, Tally, chunks, prepare, records_of, remove
 from bat_ui.store.ledger import Ledger
 from bat_ui.store.records import Record
 from bat_ui.store.rows import arrow_table, schema
-from bat_ui.store.table import TABLE
+from bat_ui.store.table import TABLE, open_table
 
 PARTS_PER_WAVE = 4  # for each core of the cluster
 READ = pa.schema(
-    [("job", pa.int64()), ("position", pa.int64()), ("known", pa.int64())]
+    [("job", pa.int64()), ("position", pa.int64()), ("stored", pa.binary())]
     + [("id", pa.string()), ("caption", pa.string()), ("data", pa.binary()), ("uri", pa.string()), ("problem", pa.string())]
 )
-TALLY = ["job", "known", "problem", "id"]
+TALLY = ["job", "stored", "problem", "id"]
 _TEXTS = ("id", "caption", "source", "licence", "uri", "problem")
-_NUMBERS = ("job", "known", "row", "width", "height", "hash")
-_BYTES = ("image", "digest", "fingerprint", "pixels")
+_NUMBERS = ("job", "row", "width", "height", "hash")
+_BYTES = ("stored", "image", "digest", "fingerprint", "pixels")
 DECODED = pa.schema(
     [
         (name, kind)
@@ -70,11 +69,10 @@ class RayEngine:
         machines = self.ray.cluster_resources()
         actors = self.workers or max(1, int(machines["GPU"] if on_gpu else machines.get("CPU", 1) // 2))  # others decode
         by_number = {job.entry.number: job for job in jobs}
-        blank = {number: replace(job, entry=replace(job.entry, pictures=0, broken=[])) for number, job in by_number.items()}
         numbers = self.ray.data.from_arrow(pa.table({"job": list(by_number)})).repartition(len(jobs))
         done = (
-            numbers.map_batches(_read, fn_args=(blank,), batch_format="pyarrow", batch_size=1)
-            .map_batches(_decode, fn_args=(blank, self.clip.preprocess), batch_format="pyarrow", batch_size=BATCH)
+            numbers.map_batches(_read, fn_args=(by_number,), batch_format="pyarrow", batch_size=1)
+            .map_batches(_decode, fn_args=(by_number, self.clip.preprocess), batch_format="pyarrow", batch_size=BATCH)
             .map_batches(
                 _Encoder,
                 fn_constructor_args=(self.clip.source, dim),
@@ -85,31 +83,30 @@ class RayEngine:
             )
             .materialize()
         )
-        tally = done.select_columns(["job", "known", "problem", "file"])
+        tally = done.select_columns(["job", "stored", "problem", "file"])
         rows = [row for batch in tally.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
+        remove(open_table(jobs[0].place), [row["file"] for row in rows if row["problem"] is None and row["stored"]])
         if any(row["problem"] is None for row in rows):
             usable = done.map_batches(_usable, fn_args=(dim,), batch_format="pyarrow")
             self.write_lance(usable, f"{jobs[0].place.uri}/{TABLE}.lance", mode="append", schema=schema(dim))
         for row in rows:
             entry = by_number[row["job"]].entry
-            if row["known"]:
-                entry.pictures += row["known"]
-            elif row["problem"] is None:
+            if row["problem"] in (None, KNOWN):
                 entry.pictures += 1
+                entry.replaced += row["problem"] is None and row["stored"] is not None
             else:
                 entry.broken.append({"file": row["file"], "reason": row["problem"]})
         ledger.add([job.entry for job in jobs])
 
 
 def _read(numbers: pa.Table, jobs: dict[int, Job]) -> Iterator[pa.Table]:
-    """The new records of some parts, and last for each part the number of those that the store has."""
+    """The records of some parts."""
     for number in numbers["job"].to_pylist():
         job = jobs[number]
-        for chunk in chunks(new_records(job), BATCH):
-            rows = [vars(record) | {"job": number, "position": position, "known": 0} for position, record in chunk]
+        for chunk in chunks(records_of(job), BATCH):
+            rows = [vars(record) | {"job": number, "position": at, "stored": stored} for at, record, stored in chunk]
             yield pa.Table.from_pylist(rows, schema=READ)
-        rows = [{"job": number, "known": job.entry.pictures, "problem": "known"}] if job.entry.pictures else []
-        yield pa.Table.from_pylist(rows, schema=READ)
+    yield READ.empty_table()
 
 
 def _decode(records: pa.Table, jobs: dict[int, Job], preprocess: Callable) -> pa.Table:
@@ -118,7 +115,7 @@ def _decode(records: pa.Table, jobs: dict[int, Job], preprocess: Callable) -> pa
     for row in records.to_pylist():
         job, tally = jobs[row["job"]], {name: row[name] for name in TALLY}
         record = Record(row["id"], row["caption"] or "", row["data"], row["uri"], row["problem"])
-        made = row["problem"] or prepare(record, preprocess, job.link)
+        made = prepare(record, preprocess, job.link, row["stored"])
         if isinstance(made, str):
             rows.append(tally | {"problem": made})
         else:
@@ -135,9 +132,9 @@ class _Encoder:
         self.clip, self.dim = ClipSpace.load(source, best_device()), dim
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Rows of the store beside job, known and problem; those with a problem have nothing else."""
+        """Rows of the store beside job, stored and problem; those with a problem have nothing else."""
         good = decoded.filter(pc.is_null(decoded["problem"]))
-        rows = good.drop(["pixels", "job", "known", "problem"]).to_pylist()
+        rows = good.drop(["pixels", "job", "stored", "problem"]).to_pylist()
         vectors = []
         if rows:
             flat = [torch.from_numpy(np.frombuffer(pixels, np.float32).copy()) for pixels in good["pixels"].to_pylist()]

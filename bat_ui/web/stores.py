@@ -132,7 +132,7 @@ def build_stores(shared: Shared) -> Stores:
     def ingest_folder(project_id: str, asked: str, name: str, licence: str, proxy: bool, store: str) -> Updates:
         source, place = _allowed(asked), _name(name)
         project = opened(project_id) or registry.make()
-        _queue(project, model, str(source), place, name, licence, proxy, source.name)
+        _queue(project, model, str(source), place, name, licence, proxy)
         return {**follow(project, store), id: project.folder.name}
 
     def halt(project_id: str) -> Updates:
@@ -144,7 +144,7 @@ def build_stores(shared: Shared) -> Stores:
         """Make a store of a folder below the server's allowed one, as a job of a project; returns the store's name."""
         with refusing():
             source, place = _allowed(folder), _name(name)
-            _queue(required(project), model, str(source), place, name, licence, proxy, source.name)
+            _queue(required(project), model, str(source), place, name, licence, proxy)
         return place
 
     def list_stores() -> list[dict]:
@@ -256,13 +256,14 @@ def _seen(project_id: str, store: str) -> str:
 
 
 def _queue(
-    project: Project, model: Model, source: str, place: str, title: str, licence: str, proxy: bool, called: str
+    project: Project, model: Model, source: str, place: str, title: str, licence: str, proxy: bool, called: str = ""
 ) -> None:
+    """An ingest as a job; `called` names an upload's pictures, a folder's have its name."""
     from bat_ui.subject import plain_name
 
     licence = " ".join(licence.split())[:200]
     given = {"backbone": model.backbone, "clip": model.clip, "store": place, "title": " ".join(title.split())[:80]}
-    given |= {"name": plain_name(called), "licence": licence}
+    given |= {"name": called and plain_name(called), "licence": licence}
     options = [f"--{name}={value}" for name, value in given.items() if value]
     queue.add(project, "ingest", [*options, *(["--proxy"] * proxy), "--", source])
 

@@ -194,6 +194,21 @@ def test_an_uploaded_zip_is_ingested_as_a_job_of_a_project_and_then_gone(photos,
     assert not upload.exists() and not list(upload.parent.iterdir())
 
 
+def test_two_zips_of_one_name_are_not_taken_for_the_same(photos, zipped, tiny_backbone_folder, tmp_path, capsys):
+    for folder, first in (("a", 0), ("b", 1)):  # 000.png of b is another picture
+        (tmp_path / folder).mkdir()
+        files = [(f"00{n - first}.png", (photos(3) / f"00{n}.png").read_bytes()) for n in range(first, first + 2)]
+        zipped([*files, ("000.txt", b"a cat"), ("001.txt", b"a dog")]).rename(tmp_path / folder / "photos.zip")
+    options = ["--store", str(tmp_path / "store"), "--backbone", str(tiny_backbone_folder)]
+    assert main(["ingest", str(tmp_path / "a" / "photos.zip"), *options]) == 0
+    assert main(["ingest", str(tmp_path / "b" / "photos.zip"), *options]) == 2
+    assert "another picture from elsewhere" in capsys.readouterr().err
+    assert main(["ingest", str(tmp_path / "b" / "photos.zip"), *options, "--name", "others"]) == 0
+    (tmp_path / "b" / "photos.zip").replace(tmp_path / "a" / "photos.zip")
+    assert main(["ingest", str(tmp_path / "a" / "photos.zip"), *options]) == 0
+    assert "2 took the place" in capsys.readouterr().out and Store.open(tmp_path / "store").count == 4
+
+
 def test_a_zip_that_is_none_is_said_in_the_projects_status_and_is_gone_too(tiny_backbone_folder, tmp_path):
     (tmp_path / "no.zip").write_bytes(b"PK nothing")
     upload = keep_upload(tmp_path / "no.zip")

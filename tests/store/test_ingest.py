@@ -95,6 +95,53 @@ def test_another_folder_of_the_same_name_needs_a_name_of_its_own(photos, real_cl
     assert ingest(str(other), tmp_path / "store", real_clip, name="others").info.count == 6
 
 
+def test_a_picture_that_was_replaced_takes_the_place_of_the_old_one(photos, picture, real_clip, tmp_path):
+    folder = photos(3)
+    ingest(str(folder), tmp_path / "store", real_clip)
+    picture(50).save(folder / "001.png")
+    (folder / "001.txt").write_text("a photo of 50")
+    report = ingest(str(folder), tmp_path / "store", real_clip)
+    assert (report.added, report.known, report.replaced, report.recaptioned, report.info.count) == (0, 2, 1, 0, 3)
+    store = Store.open(tmp_path / "store")
+    assert sorted(store.ids) == [f"photos/00{n}.png" for n in range(3)]
+    assert store.captions_of(["photos/001.png", "photos/002.png"]) == ["a photo of 50", "a photo of 2"]
+    assert store.pictures(["photos/001.png"])[0].tobytes() == picture(50).tobytes()
+    expected = real_clip.embed_images([picture(50)])
+    np.testing.assert_allclose(store.vectors_of(["photos/001.png"]).numpy(), expected.numpy(), atol=2e-3)
+
+
+def test_a_replacement_that_was_killed_half_way_goes_on(photos, picture, real_clip, tmp_path, monkeypatch):
+    folder = photos(3)
+    ingest(str(folder), tmp_path / "store", real_clip)
+    picture(50).save(folder / "001.png")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "arrow_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(str(folder), tmp_path / "store", real_clip)
+    assert Store.open(tmp_path / "store").pictures(["photos/001.png"])[0].tobytes() == picture(1).tobytes()
+    assert ingest(str(folder), tmp_path / "store", real_clip).info.count == 3
+    assert Store.open(tmp_path / "store").pictures(["photos/001.png"])[0].tobytes() == picture(50).tobytes()
+
+
+def test_other_pictures_under_a_name_from_elsewhere_are_refused_and_change_nothing(photos, picture, real_clip, tmp_path):
+    folder = photos(3)
+    ingest(str(folder), tmp_path / "store", real_clip, name="zip", address="/one.zip")
+    before = content(tmp_path / "store")
+    picture(50).save(folder / "001.png")
+    (folder / "001.txt").write_text("a sleeping cat")
+    (folder / "002.txt").write_text("another caption")
+    with pytest.raises(UserError, match="another picture from elsewhere as 'zip/001.png'.*--name"):
+        ingest(str(folder), tmp_path / "store", real_clip, name="zip", address="/two.zip")
+    assert content(tmp_path / "store") == before
+    picture(1).save(folder / "001.png")
+    again = ingest(str(folder), tmp_path / "store", real_clip, name="zip", address="/two.zip")
+    assert (again.added, again.known, again.recaptioned, again.replaced) == (0, 3, 2, 0)
+
+
 def test_broken_pictures_are_listed_with_the_reason_and_stop_nothing(photos, real_clip, tmp_path):
     folder = photos(4)
     (folder / "000.png").write_bytes(b"no picture")
