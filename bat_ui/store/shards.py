@@ -39,6 +39,21 @@ class _FilePart:
         return f"{self.options.name}/{self.entry.path.rpartition('.')[0]}"
 
 
+class _Member(tarfile.TarInfo):
+    """As in tarfile, which takes a header that it cannot read for the archive's end; here only two empty blocks are it."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError as error:
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(tarfile.NUL):
+                raise tarfile.ReadError(str(error)) from error
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
 class ShardPart(_FilePart):
     """One .tar whose members with the same name before the first dot belong together: a picture, .txt, .json."""
 
@@ -47,7 +62,10 @@ class ShardPart(_FilePart):
         sample: dict[str, bytes | str] = {}
         key = None
         try:
-            with (self.folder / self.entry.path).stream() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            with (
+                (self.folder / self.entry.path).stream() as stream,
+                tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive,
+            ):
                 for member in archive:
                     if not member.isfile():
                         continue

@@ -126,6 +126,28 @@ def test_a_shard_that_is_cut_short_gives_what_it_has_and_says_so(tmp_path, pictu
     assert "cut short" in found["a"]
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda data, at: data[:at],
+        lambda data, at: data[: at + 100],
+        lambda data, at: data[: at + 700],
+        lambda data, at: data[:at] + b"\xa5" * 512 + data[at + 512 :],
+        lambda data, at: data[:at] + bytes(512) + data[at + 512 :],
+    ],
+    ids=["ends before a header", "ends in a header", "ends in a picture", "header overwritten", "header empty"],
+)
+def test_a_shard_harmed_between_pictures_says_so(tmp_path, picture, harm):
+    images = [png(picture(n)) for n in range(4)]
+    shard(tmp_path / "a.tar", {str(n): {"png": image, "txt": b"a cat"} for n, image in enumerate(images)})
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        at = archive.getmember("2.png").offset
+    (tmp_path / "a.tar").write_bytes(harm((tmp_path / "a.tar").read_bytes(), at))
+    found = read(tmp_path / "a.tar")
+    assert found["a/0"] == ("a cat", images[0]) and found["a/1"] == ("a cat", images[1])
+    assert "cut short or damaged" in found["a"] and "a/3" not in found
+
+
 def test_a_shard_of_which_reading_fails_is_read_again(tmp_path, picture, real_clip, monkeypatch):
     (tmp_path / "in").mkdir()
     shard(tmp_path / "in" / "a.tar", {str(n): {"txt": b"a cat", "png": png(picture(n))} for n in range(6)})
