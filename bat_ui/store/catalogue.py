@@ -25,6 +25,7 @@ from PIL import Image
 from bat_ui.errors import UserError, explained
 from bat_ui.pictures import MAX_BYTES, SUFFIXES
 from bat_ui.project import data_folder
+from bat_ui.store.place import files_below
 from bat_ui.store.table import Store, StoreInfo, read_info
 from bat_ui.subject import plain_name
 
@@ -135,9 +136,13 @@ def folder_under(root: Path, asked: str) -> Path:
         raise UserError("This folder is not among those that may be ingested: choose one below the allowed folder.")
     if not folder.is_dir():
         raise UserError("There is no such folder below the allowed one: check its name.")
-    for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise UserError(f"{path.relative_to(folder)} leads out of the allowed folder: remove this link.")
+
+    def stays_below(link: str) -> None:
+        if not Path(os.path.realpath(link)).is_relative_to(root):
+            raise UserError(f"{Path(link).relative_to(folder)} leads out of the allowed folder: remove this link.")
+
+    for _ in files_below(str(folder), stays_below):
+        pass
     return folder
 
 

@@ -7,6 +7,8 @@ credentials are found as its own tools find them (for S3 the AWS_* variables or 
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -65,8 +67,13 @@ class Place:
         return self._type() == fs.FileType.Directory
 
     def entries(self) -> list[Entry]:
-        """All files below this folder, sorted by path; those with a leading dot in any part of the path are left out."""
+        """All files below this folder, sorted by path; those with a leading dot in any part of the path are left out.
+
+        Raises UserError for a file name that is no text.
+        """
         files, root = self._resolve()
+        if self.is_local:
+            return sorted((_entry(file, root) for file in files_below(root)), key=lambda entry: entry.path)
         found = []
         for info in files.get_file_info(fs.FileSelector(root, recursive=True)):
             path = info.path[len(root) :].lstrip("/")
@@ -122,3 +129,37 @@ class Place:
             return fs.FileSystem.from_uri(self.uri)
         except (ArrowInvalid, NotImplementedError) as error:
             raise UserError(f"'{self.uri}' is no address that can be read: give a folder, a file or s3://...") from error
+
+
+def files_below(root: str, check: Callable[[str], None] = lambda link: None) -> Iterator[os.DirEntry]:
+    """The files below a folder of this machine, through links, of which `check` is told first; each folder's once.
+
+    Those with a leading dot in any part of the path are left out.
+    """
+    folders, seen = deque([root]), set()
+    while folders:
+        folder = folders.popleft()
+        if (real := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(real)
+        for entry in os.scandir(folder):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink():
+                check(entry.path)
+            if not os.path.isdir(entry.path):
+                if os.path.isfile(entry.path):
+                    yield entry
+            elif entry.is_symlink():
+                folders.append(entry.path)  # after all others, which keep the paths that they really have
+            else:
+                folders.appendleft(entry.path)
+
+
+def _entry(file: os.DirEntry, root: str) -> Entry:
+    path, stat = Path(file.path).relative_to(root).as_posix(), file.stat()
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"The name of the file {ascii(path)} is no UTF-8 text: rename it.") from error
+    return Entry(path, stat.st_size, stat.st_mtime_ns)

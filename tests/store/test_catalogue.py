@@ -145,6 +145,19 @@ def test_only_folders_below_the_root_can_be_asked_for(tmp_path):
         folder_under(root, "sub")
 
 
+def test_a_link_behind_a_link_must_not_lead_out_either_and_loops_end(tmp_path):
+    root = tmp_path / "root"
+    for folder in ("sub", "other"):
+        (root / folder).mkdir(parents=True)
+    (root / "sub" / "in").symlink_to(root / "other")
+    (root / "other" / "loop").symlink_to(root / "sub")
+    (root / "other" / "itself").symlink_to("itself")
+    assert folder_under(root, "sub") == root / "sub"
+    (root / "other" / "out").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="in/out leads out"):
+        folder_under(root, "sub")
+
+
 def test_stores_are_listed_with_what_they_say_and_samples(photos, picture, real_clip, tmp_path):
     ingest(str(photos(5)), store_place("mine"), real_clip, licence="CC0", title="Mine")
     (tmp_path / "data" / "stores" / "nothing").mkdir()

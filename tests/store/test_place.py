@@ -77,3 +77,19 @@ def test_a_place_lists_its_files_without_hidden_ones(tmp_path):
 def test_an_address_that_nothing_can_read_is_refused():
     with pytest.raises(UserError, match="ftp"):
         Place.of("ftp://host/folder")
+
+
+def test_folders_are_read_through_links_but_only_once(tmp_path):
+    (tmp_path / "in" / "z").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for file in ("in/z/a.png", "elsewhere/b.png"):
+        (tmp_path / file).write_bytes(b"x")
+    for link, target in (("in/z/loop", "in"), ("in/a", "in/z"), ("in/linked", "elsewhere")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    assert [entry.path for entry in Place.of(tmp_path / "in").entries()] == ["linked/b.png", "z/a.png"]
+
+
+def test_a_file_name_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "caf\udce9.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="rename it"):
+        Place.of(tmp_path).entries()
