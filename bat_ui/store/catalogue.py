@@ -113,7 +113,7 @@ def list_stores(samples: int = SAMPLES) -> list[Listed]:
         if info is not None and info.snapshot:
             try:
                 pictures = tuple(sample_pictures(Store.open(folder), samples))
-            except UserError:  # a picture that was left where it is, and is gone
+            except UserError:  # damaged, or its pictures were left where they were and are gone; a search says it
                 pictures = ()
             found.append(Listed(str(folder), info, pictures))
     return sorted(found, key=lambda listed: listed.info.title)

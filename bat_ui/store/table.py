@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -61,15 +62,19 @@ class StoreInfo:
 
 
 class Store:
-    """A complete store, read-only.  Every result is in the order of its rows or of the ids asked for."""
+    """A complete store, read-only.  Every result is in the order of its rows or of the ids asked for.
+
+    Raises UserError wherever its files turn out to be missing or damaged.
+    """
 
     def __init__(self, place: Place, info: StoreInfo):
         self.place, self.info = place, info
-        self._table = open_table(place)
-        try:
-            self._table.checkout(info.snapshot)
-        except ValueError as error:
-            raise UserError(f"The store '{info.name}' is not complete: run its ingest again.") from error
+        with _reading(info):
+            self._table = open_table(place)
+            try:
+                self._table.checkout(info.snapshot)
+            except ValueError as error:
+                raise UserError(f"The store '{info.name}' is not complete: run its ingest again.") from error
 
     @classmethod
     def open(cls, place: str | Path) -> Store:
@@ -158,7 +163,8 @@ class Store:
         if self.count <= EXACT_ROWS:
             return [self.ids[place] for place in places]
         wanted = sorted(set(places))
-        found = self._table.take_offsets(wanted).select(["id"]).to_arrow()["id"].to_pylist() if wanted else []
+        with _reading(self.info):
+            found = self._table.take_offsets(wanted).select(["id"]).to_arrow()["id"].to_pylist() if wanted else []
         id_at = dict(zip(wanted, found))
         return [id_at[place] for place in places]
 
@@ -191,20 +197,23 @@ class Store:
         k = min(k, self.count)
         queries = torch.nn.functional.normalize(vectors.float(), dim=1)
         if self.count > EXACT_ROWS:
-            return search(self._table, queries, k)
+            with _reading(self.info):
+                return search(self._table, queries, k)
         similarity, rows = (queries @ self.vectors.T).sort(dim=1, descending=True, stable=True)
         return [[self.ids[r] for r in found] for found in rows[:, :k].tolist()], similarity[:, :k].contiguous()
 
     @cached_property
     def _columns(self) -> pa.Table:
         query = self._table.search().select(["row", "id", "caption", "vector"]).limit(self.count)
-        return query.to_arrow().sort_by([("row", "ascending"), ("id", "ascending")])
+        with _reading(self.info):
+            return query.to_arrow().sort_by([("row", "ascending"), ("id", "ascending")])
 
     def _fetch(self, ids: Sequence[str], *columns: str) -> pa.Table:
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return self._table.schema.empty_table().select(columns)
-        found = rows_among(self._table, wanted, *columns)
+        with _reading(self.info):
+            found = rows_among(self._table, wanted, *columns)
         place = {i: n for n, i in enumerate(found["id"].to_pylist())}
         return found.take([place[i] for i in ids]).select(columns)
 
@@ -265,6 +274,17 @@ def _write_table(place: Place, rows: Iterable[Row]) -> tuple[int, int, int]:
     if table is None:
         raise UserError("A backbone store needs at least one picture.")
     return len(seen), dim, table.version
+
+
+@contextmanager
+def _reading(info: StoreInfo) -> Iterator[None]:
+    """LanceDB meets missing and spoiled files with all three of these."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"The store '{info.name}' is damaged: ingest its pictures again, into a new store.") from error
 
 
 def _read(id: str, image: bytes | None, uri: str | None) -> Image.Image:

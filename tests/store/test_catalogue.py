@@ -1,7 +1,10 @@
 """What people bring in is checked: zips and folder names that lead elsewhere get one sentence and leave nothing behind."""
 
+import os
+import shutil
 import stat
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +177,16 @@ def test_a_store_whose_pictures_are_gone_hides_no_other(photos, real_clip):
         file.unlink()
     (listed,) = list_stores()
     assert listed.info.count == 3 and listed.samples == ()
+
+
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda table: [os.truncate(f, 200) for f in (table / "data").iterdir()]])
+def test_a_damaged_store_hides_no_other_and_says_so_when_it_is_read(photos, real_clip, harm):
+    for name in ("good", "spoiled"):
+        ingest(str(photos(3)), store_place(name), real_clip, name="p")
+    harm(Path(store_place("spoiled")) / "pictures.lance")
+    assert [(listed.info.name, len(listed.samples)) for listed in list_stores()] == [("good", 3), ("spoiled", 0)]
+    with pytest.raises(UserError, match="'spoiled' is damaged"):
+        Store.open(store_place("spoiled")).pictures(["p/000.png"])
 
 
 def test_a_caption_file_in_another_coding_is_said(photos, real_clip):
