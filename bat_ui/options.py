@@ -163,7 +163,7 @@ def _add_ingest(verbs) -> None:
         "source", metavar="SOURCE", help="folder, .zip, .tar shards, .parquet, s3://..., or a Hugging Face OWNER/NAME"
     )
     verb.add_argument("--project", type=Path, help=argparse.SUPPRESS)  # whose page asked for it and looks at its status
-    verb.add_argument("--store", metavar="S", required=True, help="name of the store, or a folder or s3://... for it")
+    verb.add_argument("--store", metavar="S", required=True, help="name of the store, or ./FOLDER or s3://... for it")
     verb.add_argument("--backbone", default="sticker", help="the backbone whose CLIP model is taken (default: %(default)s)")
     verb.add_argument("--clip", metavar="MODEL", help="another CLIP model: an open_clip NAME:TAG or a folder")
     verb.add_argument("--download", action="store_true", help="fetch weights that are missing, without a question")

@@ -54,8 +54,9 @@ def stores_folder() -> Path:
 
 
 def store_place(store: str) -> str:
-    """The place of a store that is called by its name, or given as a folder or a URI."""
-    if "/" in store or "\\" in store or Path(store).is_dir() or store in ("", ".", ".."):
+    """The place of a store that is called by its name, whatever lies in the working directory, or given as a folder with
+    a separator (./cats) or a URI."""
+    if "/" in store or "\\" in store or store in ("", ".", ".."):
         return store
     return str(stores_folder() / store)
 

@@ -196,7 +196,10 @@ def test_a_caption_file_in_another_coding_is_said(photos, real_clip):
         ingest(str(folder), store_place("mine"), real_clip)
 
 
-def test_a_store_is_called_by_name_folder_or_address(tmp_path):
+def test_a_store_is_called_by_name_folder_or_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert store_place("./mine") == "./mine"
     assert store_place("mine") == str(tmp_path / "data" / "stores" / "mine")
     assert store_place("a/b") == "a/b" and store_place("s3://bucket/store") == "s3://bucket/store"
 
