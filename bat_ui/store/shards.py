@@ -124,10 +124,7 @@ class ParquetPart(_FilePart):
             with (self.folder / self.entry.path).open() as file:
                 table = pq.ParquetFile(file)
                 image = _image_column(table.schema_arrow, self.options, self.entry.path)
-                texts = [n for n, t in zip(table.schema_arrow.names, table.schema_arrow.types) if pa.types.is_string(t)]
-                texts += [
-                    n for n, t in zip(table.schema_arrow.names, table.schema_arrow.types) if pa.types.is_large_string(t)
-                ]
+                texts = _text_columns(table.schema_arrow)
                 caption = choose_column(texts, self.options.caption_column, CAPTION_NAMES, "caption")
                 number = 0
                 for batch in table.iter_batches(self.ROWS, columns=[image, caption]):
@@ -136,6 +133,31 @@ class ParquetPart(_FilePart):
                         number += 1
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{self.entry.path} is damaged or no parquet file: try again, or copy it again.") from error
+
+
+def has_pictures(folder: Place, entry: Entry) -> bool:
+    """Whether a .parquet has a column of picture files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with (folder / entry.path).open() as file:
+            return bool(_file_columns(pq.read_schema(file)))
+    except (pa.ArrowInvalid, OSError):
+        return False
+
+
+def text_rows(folder: Place, entry: Entry) -> list[dict]:
+    """The rows of a .parquet, its columns of text only.  Raises UserError if it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with (folder / entry.path).open() as file:
+            table = pq.ParquetFile(file)
+            return table.read(columns=_text_columns(table.schema_arrow)).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{entry.path} is damaged or no parquet file: copy it again or remove it.") from error
 
 
 def picture_record(id: str, image: object, caption: str) -> Record:
@@ -156,7 +178,13 @@ def only_addresses(where: str) -> UserError:
     )
 
 
-def _image_column(schema, options: Options, where: str) -> str:
+def _text_columns(schema) -> list[str]:
+    import pyarrow as pa
+
+    return [n for n, t in zip(schema.names, schema.types) if pa.types.is_string(t) or pa.types.is_large_string(t)]
+
+
+def _file_columns(schema) -> list[str]:
     import pyarrow as pa
 
     def holds_files(kind) -> bool:
@@ -164,7 +192,11 @@ def _image_column(schema, options: Options, where: str) -> str:
             return any(child.name == "bytes" for child in kind)
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
-    names = [name for name, kind in zip(schema.names, schema.types) if holds_files(kind)]
+    return [name for name, kind in zip(schema.names, schema.types) if holds_files(kind)]
+
+
+def _image_column(schema, options: Options, where: str) -> str:
+    names = _file_columns(schema)
     lower = {name.lower() for name in schema.names}
     if not names and lower & set(URL_NAMES):
         raise only_addresses(where)

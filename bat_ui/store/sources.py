@@ -31,7 +31,7 @@ from bat_ui.store.records import (
     choose_column,
     clean,
 )
-from bat_ui.store.shards import ParquetPart, ShardPart
+from bat_ui.store.shards import ParquetPart, ShardPart, has_pictures, text_rows
 
 FILE_NAMES = ("file_name", "filename", "file", "image", "path", "image_path")
 FILES_PER_PART = 1000
@@ -101,6 +101,8 @@ def find_parts(source: str, options: Options) -> Sequence:
     if shards:
         return [ShardPart(folder, entry, options) for entry in shards]
     tables = [entry for entry in entries if entry.suffix == ".parquet"]
+    if any(entry.suffix in SUFFIXES for entry in entries):  # which the others are only about
+        tables = [entry for entry in tables if has_pictures(folder, entry)]
     if tables:
         return [ParquetPart(folder, entry, options) for entry in tables]
     if place.is_file():
@@ -114,7 +116,7 @@ def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> l
         raise UserError(f"There is no picture in '{folder.uri}': give a folder of JPEG, PNG or WebP files.")
     captions: dict[str, str] = {}
     for entry in entries:
-        if entry.suffix == ".csv" or PurePosixPath(entry.path).name == "metadata.jsonl":
+        if entry.suffix == ".csv" or PurePosixPath(entry.path).name in ("metadata.jsonl", "metadata.parquet"):
             captions |= _metadata(folder, entry, options)
     texts = {entry.path[: -len(".txt")]: entry for entry in entries if entry.suffix == ".txt"}
     parts = []
@@ -129,18 +131,7 @@ def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> l
 
 def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
     """Captions by picture path, from a file with one line a picture, whose paths are relative to the file's folder."""
-    try:
-        text = (folder / entry.path).read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{entry.path} is no UTF-8 text: save it as UTF-8.") from error
-    if entry.suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text)))
-    else:
-        try:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
-            raise UserError(f"{entry.path} has a line that is no JSON: correct it or remove the file.") from error
-        rows = [row for row in rows if isinstance(row, dict)]
+    rows = _rows(folder, entry)
     if not rows:
         return {}
     columns = [name for name in rows[0] if isinstance(name, str)]
@@ -154,3 +145,20 @@ def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
         name = re.sub(r"^(\./)+", "", str(row.get(file) or "").replace("\\", "/"))
         found[f"{above}/{name}" if above else name] = clean(row.get(caption))
     return found
+
+
+def _rows(folder: Place, entry: Entry) -> list[dict]:
+    """The lines of a metadata file by column.  Raises UserError if it cannot be read."""
+    if entry.suffix == ".parquet":
+        return text_rows(folder, entry)
+    try:
+        text = (folder / entry.path).read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{entry.path} is no UTF-8 text: save it as UTF-8.") from error
+    if entry.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    try:
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise UserError(f"{entry.path} has a line that is no JSON: correct it or remove the file.") from error
+    return [row for row in rows if isinstance(row, dict)]

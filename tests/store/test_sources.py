@@ -78,6 +78,23 @@ def test_csv_with_its_columns_found_or_named(folder):
         read(folder, caption_column="nothing")
 
 
+def test_metadata_parquet_as_hugging_face_writes_it(folder):
+    rows = {"file_name": ["a.png", "sub/b.png"], "n": [1, 2], "text": ["a cat", "a dog"]}
+    pq.write_table(pa.table(rows), folder / "metadata.parquet")
+    assert captions(read(folder)) == {"a.png": "a cat", "sub/b.png": "a dog"}
+    (folder / "metadata.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match="metadata.parquet is damaged"):
+        read(folder)
+
+
+def test_files_of_img2dataset_with_its_table_of_what_it_loaded(folder):
+    pq.write_table(pa.table({"url": ["http://x/y.jpg"], "caption": ["c"]}), folder / "00000.parquet")
+    (folder / "a.txt").write_text("a cat")
+    assert captions(read(folder)) == {"a.png": "a cat", "sub/b.png": "has no caption"}
+    pq.write_table(pa.table({"image": [(folder / "a.png").read_bytes()], "text": ["inside"]}), folder / "1.parquet")
+    assert captions(read(folder)) == {"1/0": "inside"}
+
+
 def test_metadata_that_is_no_json_is_refused(folder):
     (folder / "metadata.jsonl").write_text("{")
     with pytest.raises(UserError, match="metadata.jsonl has a line that is no JSON"):
