@@ -116,7 +116,10 @@ class ParquetPart(_FilePart):
     ROWS = 64  # read at once
 
     def records(self) -> Iterator[Record]:
-        """Raises UserError if the file is no parquet or has no column of pictures or captions."""
+        """A file that is damaged, or cannot be read further, ends with a record that says so.
+
+        Raises UserError if it has no column of pictures or captions.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -131,8 +134,10 @@ class ParquetPart(_FilePart):
                     for data, text in zip(batch[image], batch[caption]):
                         yield picture_record(f"{self.stem}/{number}", data.as_py(), clean(text.as_py()))
                         number += 1
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{self.entry.path} is damaged or no parquet file: try again, or copy it again.") from error
+        except pa.ArrowException as error:
+            yield Record(self.stem, problem=f"is damaged or no parquet file ({error})")
+        except OSError as error:
+            yield Record(self.stem, problem=f"{UNREAD} from here on ({error})")
 
 
 def has_pictures(folder: Place, entry: Entry) -> bool:

@@ -237,10 +237,19 @@ def test_what_is_no_source_is_refused(tmp_path, make, says):
         find_parts(str(tmp_path / "it"), Options("s"))
 
 
-def test_a_damaged_parquet_is_refused(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+def test_a_damaged_parquet_stops_no_other_and_is_refused_alone(tmp_path, picture, real_clip):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match="damaged"):
-        read(tmp_path)
+        ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
+    pq.write_table(pa.table({"image": [png(picture(0))], "text": ["a cat"]}), tmp_path / "in" / "b.parquet")
+    report = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
+    assert (report.added, report.broken) == (1, {})
+    pages = bytearray((tmp_path / "in" / "b.parquet").read_bytes())
+    pages[4:200] = bytes(196)
+    (tmp_path / "in" / "c.parquet").write_bytes(pages)
+    report = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
+    assert report.info.count == 1 and list(report.broken) == ["in/c"]
 
 
 def test_captions_become_one_printable_line():
