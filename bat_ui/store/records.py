@@ -44,8 +44,15 @@ def clean(caption: object) -> str:
     return " ".join(words)[:MAX_CAPTION]
 
 
+class NoUsualColumn(UserError):
+    """No column was named, and none has a usual name."""
+
+
 def choose_column(columns: Sequence[str], wanted: str | None, usual: Sequence[str], what: str) -> str:
-    """The column that is `wanted`, or else the first with a usual name.  Raises UserError if there is none."""
+    """The column that is `wanted`, or else the first with a usual name.
+
+    Raises UserError if there is none that is `wanted`, NoUsualColumn if none is usual.
+    """
     if wanted is not None:
         if wanted not in columns:
             raise UserError(f"There is no column '{wanted}': choose the {what}s among {', '.join(columns)}.")
@@ -53,5 +60,7 @@ def choose_column(columns: Sequence[str], wanted: str | None, usual: Sequence[st
     lower = {column.lower(): column for column in reversed(columns)}
     found = next((lower[name] for name in usual if name in lower), None)
     if found is None:
-        raise UserError(f"No column is named as {what}s usually are: name it with --{what}-column, of {', '.join(columns)}.")
+        raise NoUsualColumn(
+            f"No column is named as {what}s usually are: name it with --{what}-column, of {', '.join(columns)}."
+        )
     return found

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import PurePosixPath
 
 from bat_ui.errors import UserError
@@ -26,6 +27,7 @@ from bat_ui.store.records import (
     NO_CAPTION,
     TOO_LARGE,
     UNREAD,
+    NoUsualColumn,
     Options,
     Record,
     choose_column,
@@ -114,11 +116,15 @@ def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> l
     pictures = [entry for entry in entries if entry.suffix in SUFFIXES]
     if not pictures:
         raise UserError(f"There is no picture in '{folder.uri}': give a folder of JPEG, PNG or WebP files.")
+    texts = {entry.path[: -len(".txt")]: entry for entry in entries if entry.suffix == ".txt"}
     captions: dict[str, str] = {}
     for entry in entries:
         if entry.suffix == ".csv" or PurePosixPath(entry.path).name in ("metadata.jsonl", "metadata.parquet"):
-            captions |= _metadata(folder, entry, options)
-    texts = {entry.path[: -len(".txt")]: entry for entry in entries if entry.suffix == ".txt"}
+            try:
+                captions |= _metadata(folder, entry, options)
+            except NoUsualColumn:
+                if not texts:  # else it may say other things about the pictures
+                    raise
     parts = []
     for start in range(0, len(pictures), FILES_PER_PART):
         chunk = tuple(pictures[start : start + FILES_PER_PART])
@@ -134,7 +140,7 @@ def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
     rows = _rows(folder, entry)
     if not rows:
         return {}
-    columns = [name for name in rows[0] if isinstance(name, str)]
+    columns = [name for name in dict.fromkeys(chain.from_iterable(rows)) if isinstance(name, str)]
     if entry.suffix == ".csv" and not set(FILE_NAMES) & {name.lower() for name in columns}:
         return {}  # a table about something else
     file = choose_column(columns, None, FILE_NAMES, "image")
@@ -156,9 +162,13 @@ def _rows(folder: Place, entry: Entry) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"{entry.path} is no UTF-8 text: save it as UTF-8.") from error
     if entry.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text)))
+        csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+        try:
+            return list(csv.DictReader(io.StringIO(text)))
+        except csv.Error as error:
+            raise UserError(f"{entry.path} has a line that is no CSV: correct it or remove the file.") from error
     try:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # other ends of a line may stand in a caption
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{entry.path} has a line that is no JSON: correct it or remove the file.") from error
     return [row for row in rows if isinstance(row, dict)]

@@ -95,10 +95,36 @@ def test_files_of_img2dataset_with_its_table_of_what_it_loaded(folder):
     assert captions(read(folder)) == {"1/0": "inside"}
 
 
-def test_metadata_that_is_no_json_is_refused(folder):
-    (folder / "metadata.jsonl").write_text("{")
+@pytest.mark.parametrize("line", ["{", "[" * 200_000])
+def test_metadata_that_is_no_json_is_refused(folder, line):
+    (folder / "metadata.jsonl").write_text(line)
     with pytest.raises(UserError, match="metadata.jsonl has a line that is no JSON"):
         read(folder)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0c"])
+def test_a_line_of_metadata_ends_at_its_newline_only(folder, end):
+    lines = [{"file_name": "a.png", "text": f"a{end}cat"}, {"file_name": "sub/b.png", "text": "a dog"}]
+    (folder / "metadata.jsonl").write_text("\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    assert captions(read(folder)) == {"a.png": "a cat", "sub/b.png": "a dog"}
+
+
+def test_the_first_line_of_metadata_may_lack_a_caption(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png"}\n{"file_name": "sub/b.png", "text": "a dog"}\n')
+    assert captions(read(folder)) == {"a.png": "has no caption", "sub/b.png": "a dog"}
+
+
+def test_a_long_caption_in_a_csv_is_cut_as_others_are(folder):
+    (folder / "list.csv").write_text(f"file_name,text\na.png,{'x' * 200_000}\nsub/b.png,a dog\n")
+    assert captions(read(folder)) == {"a.png": "x" * 2000, "sub/b.png": "a dog"}
+
+
+def test_a_table_of_labels_is_left_alone_where_captions_lie_beside_the_pictures(folder):
+    (folder / "labels.csv").write_text("file_name,label\na.png,3\n")
+    with pytest.raises(UserError, match="--caption-column"):
+        read(folder)
+    (folder / "a.txt").write_text("a cat")
+    assert captions(read(folder)) == {"a.png": "a cat", "sub/b.png": "has no caption"}
 
 
 def test_a_picture_without_caption_is_a_problem(folder):
