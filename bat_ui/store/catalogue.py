@@ -15,7 +15,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from PIL import Image
 
 from bat_ui.errors import UserError, explained
 from bat_ui.pictures import MAX_BYTES, SUFFIXES
+from bat_ui.processes import SLACK, started_at
 from bat_ui.project import data_folder
 from bat_ui.store.place import files_below
 from bat_ui.store.table import Store, StoreInfo, read_info
@@ -79,9 +80,7 @@ def ingest_root() -> Path | None:
 
 def keep_upload(file: Path) -> Path:
     """A copy of an uploaded file that waits for its ingest, under a name of ours; those that nobody wants are deleted."""
-    for stale in _work_folder().glob("*.zip"):
-        if time.time() - stale.stat().st_mtime > KEPT:
-            stale.unlink(missing_ok=True)
+    _remove_leftovers()
     kept = _work_folder() / f"{secrets.token_hex(8)}.zip"
     shutil.copyfile(file, kept)
     return kept
@@ -154,7 +153,8 @@ def unpacked(archive: Path) -> Iterator[Path]:
     Raises UserError for what is no zip, is encrypted, has names that lead elsewhere, links, too many files, or grows to more
     than MAX_UNPACKED bytes, whatever its directory says.
     """
-    with TemporaryDirectory(prefix="ingest-", dir=_work_folder()) as folder:
+    _remove_leftovers()
+    with TemporaryDirectory(prefix=f"ingest-{os.getpid()}-", dir=_work_folder()) as folder:
         try:
             with zipfile.ZipFile(archive) as opened:
                 _unpack(opened, Path(folder))
@@ -201,6 +201,23 @@ def _checked_name(member: zipfile.ZipInfo) -> str:
     if member.flag_bits & 0x1:
         raise UserError("The zip is encrypted: pack it without a password.")
     return name
+
+
+def _remove_leftovers() -> None:
+    """Delete uploads that nobody wants any more, and what ingests unpacked that were killed since."""
+    for left in _work_folder().iterdir():
+        with suppress(FileNotFoundError):  # somebody else was faster
+            if left.suffix == ".zip" and time.time() - left.stat().st_mtime > KEPT:
+                left.unlink()
+            if left.name.startswith("ingest-") and not _has_owner(left):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _has_owner(folder: Path) -> bool:
+    """Whether the process that unpacks there still runs, and is not a later one with its number."""
+    owner = folder.name.split("-")[1]
+    began = started_at(int(owner)) if owner.isdecimal() else None
+    return began is not None and began < folder.stat().st_mtime + SLACK
 
 
 def _work_folder() -> Path:

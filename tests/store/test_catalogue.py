@@ -3,6 +3,8 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -236,6 +238,26 @@ def test_two_zips_of_one_name_are_not_taken_for_the_same(photos, zipped, tiny_ba
     (tmp_path / "b" / "photos.zip").replace(tmp_path / "a" / "photos.zip")
     assert main(["ingest", str(tmp_path / "a" / "photos.zip"), *options]) == 0
     assert "2 took the place" in capsys.readouterr().out and Store.open(tmp_path / "store").count == 4
+
+
+def test_what_a_killed_ingest_unpacked_is_removed_by_the_next_one(zipped, tmp_path):
+    command = "import sys; from pathlib import Path; from bat_ui.store.catalogue import unpacked\n"
+    command += "with unpacked(Path(sys.argv[1])): print('there', flush=True); sys.stdin.read()"
+    archive = zipped([("a.png", b"x")])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", command, str(archive)], **pipes)
+    incoming = tmp_path / "data" / "incoming"
+    try:
+        assert other.stdout.readline() == "there\n"
+        (theirs,) = incoming.iterdir()
+        with unpacked(archive):
+            assert theirs.exists() and len(list(incoming.iterdir())) == 2
+    finally:
+        other.kill()
+        other.wait()
+    assert theirs.exists()
+    upload = keep_upload(archive)
+    assert list(incoming.iterdir()) == [upload]
 
 
 def test_a_zip_that_is_none_is_said_in_the_projects_status_and_is_gone_too(tiny_backbone_folder, tmp_path):
