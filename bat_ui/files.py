@@ -33,8 +33,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
-        for file in draft.iterdir():
-            _flush(file)
+        for part in (*draft.rglob("*"), draft):
+            _flush(part)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(draft, path)
         _flush(path.parent)

@@ -226,6 +226,28 @@ def test_an_export_replaces_its_like_and_nothing_else(tmp_path):
     assert not (tmp_path / "cat v1.0").exists() and (tmp_path / "cat v1.0.zip").read_text() == "mine"
 
 
+@pytest.mark.parametrize("format", ["kohya-dataset", "custom-diffusion", "imagefolder"])
+def test_an_export_that_fails_leaves_the_earlier_one_as_it_was(format, tmp_path):
+    project = make_project(tmp_path / 'a "project"')
+    out, _ = export(project, format)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert not any(b"draft" in content for content in before.values())
+    project.candidate_picture("p/1").unlink()
+    for folder in (None, tmp_path / "new"):
+        with pytest.raises(UserError, match="no longer in the project"):
+            export(project, format, folder)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert list(project.exports.iterdir()) == [out] and list(tmp_path.iterdir()) == [project.folder]
+
+
+def test_an_export_goes_into_the_folder_where_one_is(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    export(make_project(tmp_path / "project"), "kohya-dataset", Path("."))
+    subsets = tomllib.loads((tmp_path / "set" / "dataset.toml").read_text())["datasets"][0]["subsets"]
+    assert [subset["image_dir"] for subset in subsets] == [str(tmp_path / "set" / name) for name in ("subject", "backbone")]
+
+
 @pytest.mark.parametrize(
     "arguments, said", [(["--format", "kohya"], "run the training first"), (["--format", "imagefolder"], "no project")]
 )
