@@ -6,6 +6,7 @@ diffusers' scripts read, checked by reading the lists back.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from bat_ui.project import Project
 from bat_ui.settings import TrainingSettings, read_settings
 from bat_ui.subject import Subject
 from bat_ui.training.loop import backbone_part_of_run
+
+NEAR = 1 / 20
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ def write_kohya_dataset(project: Project, out: Path) -> list[Check]:
     subject, chosen = _subject(project), _chosen(project)
     settings = (read_json(project.report) or {}).get("training", {}).get("settings", {})
     part = backbone_part_of_run(Choice.load(project.choice).suggested(read_settings(TrainingSettings, settings)))
-    repeats = max(round(len(chosen) / len(subject) * (1 - part) / part), 1) if chosen and part else 1
+    repeats = whole_repeats(len(chosen) / len(subject) * (1 - part) / part) if chosen and part else (1, 1)
     lines = ["[general]", 'caption_extension = ".txt"', "enable_bucket = true", "", "[[datasets]]"]
     lines += [f"resolution = {Subject.load(project.subject).size}", f"batch_size = {settings.get('batch_size', 1)}"]
-    subsets = [("subject", subject, repeats), ("backbone", chosen, 1)]
+    subsets = [("subject", subject, repeats[0]), ("backbone", chosen, repeats[1])]
     for name, pictures, times in subsets:
         if pictures:
             _copy(pictures, out / name, captions=True)
@@ -53,6 +56,14 @@ def write_kohya_dataset(project: Project, out: Path) -> list[Check]:
     (out / "dataset.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     found = [(out / name / f"{p.name}.png", out / name / f"{p.name}.txt") for name, ps, _ in subsets for p in ps]
     return [_check("kohya's sd-scripts", [image for image, _ in found], all(text.is_file() for _, text in found))]
+
+
+def whole_repeats(ratio: float) -> tuple[int, int]:
+    """Two whole numbers of which the first is `ratio` times the second, but for a twentieth, and as small as that allows."""
+    if ratio < 1:
+        return whole_repeats(1 / ratio)[::-1]
+    fewer = next(n for n in itertools.count(1) if abs(round(n * ratio) / (n * ratio) - 1) <= NEAR)  # 10 at the latest
+    return round(fewer * ratio), fewer
 
 
 def write_custom_diffusion(project: Project, out: Path) -> list[Check]:

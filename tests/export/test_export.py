@@ -20,6 +20,7 @@ from bat_ui.choice import Candidate, Choice
 from bat_ui.cli import main
 from bat_ui.errors import UserError
 from bat_ui.export import export, packed
+from bat_ui.export.dataset import whole_repeats
 from bat_ui.export.lora import check_kohya_names, check_loads_in_diffusers, read_adapter, tensor_hash
 from bat_ui.files import write_json
 from bat_ui.generation import generate
@@ -179,13 +180,33 @@ def test_a_kohya_training_set_has_two_subsets_with_captions(tmp_path):
     assert captions == ["a photo of sks dog", "a photo of sks dog, asleep", 'a "0" dog', 'a "1" dog']
 
 
-def test_a_kohya_epoch_has_as_large_a_part_of_backbone_pictures_as_the_run_had(tmp_path):
-    """Two pictures of each kind; lambda rises to 4 in 7 steps, of which a fifth are the subject's alone."""
-    out, _ = export(make_project(tmp_path / "project"), "kohya-dataset", tmp_path / "set")
-    subject, backbone = tomllib.loads((out / "dataset.toml").read_text())["datasets"][0]["subsets"]
+@pytest.mark.parametrize("subject_pictures, chosen", [(2, 2), (10, 1), (10, 2), (40, 4), (3, 1), (1, 3), (2, 40)])
+def test_a_kohya_epoch_has_as_large_a_part_of_backbone_pictures_as_the_run_had(subject_pictures, chosen, tmp_path):
+    """Lambda rises to 4 in 7 steps, of which a fifth are the subject's alone."""
+    project, image = make_project(tmp_path / "project"), Image.new("RGB", (64, 64))
+    names = tuple(f"n{i}" for i in range(subject_pictures))
+    Subject((image,) * len(names), ("a photo of sks dog",) * len(names), names, "dog").save(project.subject)
+    rows = tuple(Candidate(f"p/{i}", "a dog", 0.5, rank=i + 1, chosen=True) for i in range(chosen))
+    Choice("nearest", rows, chosen).save(project.choice)
+    for row in rows:
+        image.save(project.candidate_picture(row.id))
+    out, _ = export(project, "kohya-dataset", tmp_path / "set")
+    subsets = tomllib.loads((out / "dataset.toml").read_text())["datasets"][0]["subsets"]
+    subject, backbone = (len(list(Path(s["image_dir"]).glob("*.png"))) * s["num_repeats"] for s in subsets)
     strengths = [4 * max(step - 1.4, 0) / 5.6 for step in range(1, 8)]
-    part = sum(s / (1 + s) for s in strengths) / 7
-    assert subject["num_repeats"] / backbone["num_repeats"] == round((1 - part) / part)
+    assert backbone / (subject + backbone) == pytest.approx(sum(s / (1 + s) for s in strengths) / 7, abs=0.0125)
+
+
+@pytest.mark.parametrize("ratio", [0.005, 0.04, 0.11, 0.3, 0.49, 0.67, 0.93, 1, 1.06, 1.12, 1.49, 1.51, 2.6, 3.1, 9.5, 200])
+def test_repeats_are_the_smallest_that_come_near_enough(ratio):
+    """All pairs are tried: by the smaller number first, then by how near they come."""
+    near = [(a, b) for a in range(1, 211) for b in range(1, 211) if min(a, b) <= 10 and _error(a, b, ratio) <= 1 / 20]
+    assert whole_repeats(ratio) == min(near, key=lambda pair: (min(pair), _error(*pair, ratio)))
+
+
+def _error(a, b, ratio):
+    """How far the larger number is from what the smaller one asks for."""
+    return abs(a / b / ratio - 1) if ratio >= 1 else abs(b / a * ratio - 1)
 
 
 def test_custom_diffusion_finds_a_real_prior_as_its_retrieval_leaves_it(tmp_path):
