@@ -150,8 +150,8 @@ def folder_under(root: Path, asked: str) -> Path:
 def unpacked(archive: Path) -> Iterator[Path]:
     """A folder with the pictures and captions of a zip, gone when the block ends; other files in it are left out.
 
-    Raises UserError for what is no zip, is encrypted, has names that lead elsewhere, links, too many files, or grows to more
-    than MAX_UNPACKED bytes, whatever its directory says.
+    Raises UserError for what is not there, is no zip, is encrypted, has names that lead elsewhere, links, too many files, or
+    grows to more than MAX_UNPACKED bytes, whatever its directory says.
     """
     _remove_leftovers()
     with TemporaryDirectory(prefix=f"ingest-{os.getpid()}-", dir=_work_folder()) as folder:
@@ -159,6 +159,8 @@ def unpacked(archive: Path) -> Iterator[Path]:
             with zipfile.ZipFile(archive) as opened:
                 _unpack(opened, Path(folder))
         except FileNotFoundError as error:
+            if archive.parent != _work_folder():
+                raise UserError(f"There is no zip '{archive}': give one that is there.") from error
             raise UserError("The upload has waited too long and is gone: upload it again.") from error
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError, ValueError) as error:
             if explained(error):  # a sentence of ours, or a full disk

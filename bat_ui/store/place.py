@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -61,6 +62,7 @@ class Place:
         return Place(f"{self.uri.rstrip('/')}/{path if self.is_local else quote(path)}")
 
     def is_file(self) -> bool:
+        """Raises UserError if the place cannot be reached, as `is_folder` and `entries` do."""
         return self._type() == fs.FileType.File
 
     def is_folder(self) -> bool:
@@ -69,22 +71,16 @@ class Place:
     def entries(self) -> list[Entry]:
         """All files below this folder, sorted by path; those with a leading dot in any part of the path are left out.
 
-        Raises UserError for a file name that is no text.
+        Raises UserError if they cannot be listed, and for a file name that is no text.
         """
-        files, root = self._resolve()
-        if self.is_local:
-            return sorted((_entry(file, root) for file in files_below(root)), key=lambda entry: entry.path)
-        found = []
-        for info in files.get_file_info(fs.FileSelector(root, recursive=True)):
-            path = info.path[len(root) :].lstrip("/")
-            if info.type == fs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
-                found.append(Entry(path, info.size, info.mtime_ns or 0))
+        with self._reaching() as (files, root):
+            found = [_entry(file, root) for file in files_below(root)] if self.is_local else _objects(files, root)
         return sorted(found, key=lambda entry: entry.path)
 
     def entry(self) -> Entry:
         """This file as an entry of its folder."""
-        files, path = self._resolve()
-        info = files.get_file_info(path)
+        with self._reaching() as (files, path):
+            info = files.get_file_info(path)
         return Entry(self.name, info.size, info.mtime_ns or 0)
 
     def stream(self) -> BinaryIO:
@@ -119,8 +115,15 @@ class Place:
                 stream.write(text.encode())
 
     def _type(self) -> fs.FileType:
-        files, path = self._resolve()
-        return files.get_file_info(path).type
+        with self._reaching() as (files, path):
+            return files.get_file_info(path).type
+
+    @contextmanager
+    def _reaching(self) -> Iterator[tuple[fs.FileSystem, str]]:
+        try:
+            yield self._resolve()
+        except OSError as error:
+            raise UserError(f"'{self.uri}' cannot be reached ({error}): check connection and rights.") from error
 
     def _resolve(self) -> tuple[fs.FileSystem, str]:
         if self.is_local:
@@ -154,6 +157,15 @@ def files_below(root: str, check: Callable[[str], None] = lambda link: None) -> 
                 folders.append(entry.path)  # after all others, which keep the paths that they really have
             else:
                 folders.appendleft(entry.path)
+
+
+def _objects(files: fs.FileSystem, root: str) -> list[Entry]:
+    found = []
+    for info in files.get_file_info(fs.FileSelector(root, recursive=True)):
+        path = info.path[len(root) :].lstrip("/")
+        if info.type == fs.FileType.File and not any(part.startswith(".") for part in path.split("/")):
+            found.append(Entry(path, info.size, info.mtime_ns or 0))
+    return found
 
 
 def _entry(file: os.DirEntry, root: str) -> Entry:

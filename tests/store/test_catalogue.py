@@ -113,6 +113,13 @@ def test_two_files_of_one_name_and_what_is_no_zip_are_refused(zipped, tmp_path):
         pass
 
 
+def test_a_zip_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="There is no zip '.*nothere.zip'"), opened_source(str(tmp_path / "nothere.zip")):
+        pass
+    with pytest.raises(UserError, match="waited too long"), opened_source(str(tmp_path / "data" / "incoming" / "gone.zip")):
+        pass
+
+
 def test_an_encrypted_zip_is_refused(zipped):
     archive = zipped([("a.png", b"x")])
     data = bytearray(archive.read_bytes())

@@ -3,10 +3,13 @@
 import io
 
 import pytest
+from pyarrow import fs
 
 from bat_ui.errors import UserError
 from bat_ui.store.ingest import ingest
 from bat_ui.store.place import Place
+from bat_ui.store.records import Options
+from bat_ui.store.sources import find_parts
 from bat_ui.store.table import Store
 
 
@@ -34,8 +37,6 @@ def bucket(monkeypatch):
 
 
 def test_a_source_and_a_store_may_both_lie_in_an_object_store(bucket, photos, picture, real_clip):
-    from pyarrow import fs
-
     files, root = fs.FileSystem.from_uri(f"{bucket}/pictures")
     for path in photos(4).iterdir():
         with files.open_output_stream(f"{root}/{path.name}") as stream:
@@ -49,8 +50,6 @@ def test_a_source_and_a_store_may_both_lie_in_an_object_store(bucket, photos, pi
 
 
 def test_odd_names_in_an_object_store_are_read(bucket, picture, real_clip):
-    from pyarrow import fs
-
     files, root = fs.FileSystem.from_uri(f"{bucket}/odd")
     names = ["a b", "100%", "ä?#1"]
     for n, name in enumerate(names):
@@ -92,4 +91,22 @@ def test_folders_are_read_through_links_but_only_once(tmp_path):
 def test_a_file_name_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "caf\udce9.png").write_bytes(b"x")
     with pytest.raises(UserError, match="rename it"):
+        Place.of(tmp_path).entries()
+
+
+def test_a_place_that_cannot_be_reached_is_said(monkeypatch):
+    keys = {"access_key": "a", "secret_key": "b", "retry_strategy": fs.AwsStandardS3RetryStrategy(1)}
+    away = fs.S3FileSystem(endpoint_override="http://127.0.0.1:9", **keys)
+    monkeypatch.setattr(Place, "_resolve", lambda self: (away, "bucket/pictures"))
+    for ask in (Place.is_file, Place.entries, Place.entry, lambda place: find_parts(place.uri, Options("s"))):
+        with pytest.raises(UserError, match="s3://bucket/pictures' cannot be reached"):
+            ask(Place("s3://bucket/pictures"))
+
+
+def test_a_folder_that_may_not_be_read_is_said(monkeypatch, tmp_path):
+    def refuses(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("os.scandir", refuses)
+    with pytest.raises(UserError, match="cannot be reached.*Permission denied"):
         Place.of(tmp_path).entries()
