@@ -28,6 +28,7 @@ BATCH = 64  # pictures that are encoded at once
 AHEAD = 4 * BATCH  # pictures that are decoded ahead of the encoder
 MAX_ROWS, MAX_HELD, MAX_SECONDS = 8192, 256_000_000, 30  # rows, bytes and time until what is done is written
 KNOWN = "is in the store"
+TWICE = "has the name of a picture before it"
 PART_ROWS = 2**32  # numbers that a part's rows have to themselves
 
 
@@ -48,12 +49,17 @@ class Job:
 
 
 def records_of(job: Job) -> Iterator[tuple[int, Record, bytes | None]]:
-    """The records of a part, each id once, with their place in it and the digest of what the store has as that id."""
+    """The records of a part with their place in it and the digest of what the store has as their id.
+
+    A second record of an id has that as its problem.
+    """
     table, seen = open_table(job.place), set()
     for chunk in chunks(enumerate(job.part.records()), AHEAD):
         stored = stored_digests(table, [record.id for _, record in chunk])
         for position, record in chunk:
-            if record.id not in seen:
+            if record.id in seen:
+                yield position, Record(record.id, problem=record.problem or TWICE), None
+            else:
                 seen.add(record.id)
                 yield position, record, stored.get(record.id)
 

@@ -13,7 +13,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import cpu_count
@@ -27,6 +27,7 @@ from bat_ui.errors import UserError
 from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.duplicates import mark_duplicates
 from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, stored_digests
+from bat_ui.store.hub import HubPart
 from bat_ui.store.index import build_indexes, drop_old, update_by_id
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
@@ -113,15 +114,17 @@ def ingest(
             Job(by_key[key], Entry(key, number + n, options.name, address, licence), place, link)
             for n, key in enumerate(key for key in by_key if key not in done)
         ]
-        table, first = open_table(place), len(ledger.entries)
+        table = open_table(place)
         before = table.count_rows()
         files = [job.part for job in jobs if isinstance(job.part, FilesPart)] if before else []
         if addresses and address not in addresses:
             _refuse_others(table, files)
         recaptioned = _correct_captions(table, files)
         run(jobs, ledger, Tally(jobs, progress))
+        if not isinstance(parts[0], HubPart):  # of which other splits are no less there
+            ledger.forget(_gone(ledger, options.name, address, by_key))
         info, exact, near = _finish(place, info, ledger, progress)
-    entries = ledger.entries[first:]
+    entries = [job.entry for job in jobs]
     read = sum(entry.pictures for entry in [*entries, *(done[key] for key in by_key if key in done)])
     broken = {row["file"]: row["reason"] for entry in entries for row in entry.broken}
     added, replaced = info.count - before, sum(entry.replaced for entry in entries)
@@ -176,6 +179,12 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
     if had_old:
         drop_old(table)
     return info, exact, near
+
+
+def _gone(ledger: Ledger, name: str, address: str, keys: Collection[str]) -> set[str]:
+    """The parts of a source with broken pictures that are not among its present ones."""
+    entries = [entry for entry in ledger.entries if (entry.name, entry.address) == (name, address)]
+    return {entry.key for entry in entries if entry.broken} - set(keys)
 
 
 def _refuse_others(table, parts: Sequence[FilesPart]) -> None:

@@ -6,13 +6,14 @@ write: what is in the ledger is in the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
 from bat_ui.store.place import Place
 from bat_ui.store.records import UNREAD
+from bat_ui.store.table import among
 
 TABLE = "ingested"
 SCHEMA = pa.schema(
@@ -67,6 +68,12 @@ class Ledger:
         if entries:
             self._table.add(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=SCHEMA))
             self.entries += entries
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Strike out parts that their source does not have any more."""
+        if keys:
+            self._table.delete(among(keys, "key"))
+            self.entries = [entry for entry in self.entries if entry.key not in keys]
 
     @property
     def next_number(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ CAPTION_NAMES = ("caption", "text", "txt", "prompt", "title", "alt", "descriptio
 MAX_CAPTION = 2000  # characters
 NO_CAPTION = "has no caption"
 UNREAD = "could not be read"  # this time: a part with such a picture is read again by the next ingest
+NO_UTF8 = "has a caption that is no UTF-8 text"
 TOO_LARGE = f"is larger than {MAX_BYTES // 1_000_000} MB"
 
 
@@ -34,6 +36,12 @@ class Record:
     data: bytes | None = None
     uri: str | None = None
     problem: str | None = None
+
+
+def decoded(text: bytes) -> str:
+    """The first 4 * MAX_CAPTION bytes of a UTF-8 text.  Raises UnicodeDecodeError for any other coding."""
+    start = text[: 4 * MAX_CAPTION]
+    return codecs.getincrementaldecoder("utf-8-sig")().decode(start, final=len(start) < 4 * MAX_CAPTION)
 
 
 def clean(caption: object) -> str:

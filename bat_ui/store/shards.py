@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from bat_ui.errors import UserError
 from bat_ui.pictures import MAX_BYTES, SUFFIXES
 from bat_ui.store.place import Entry, Place
-from bat_ui.store.records import CAPTION_NAMES, NO_CAPTION, TOO_LARGE, UNREAD, Options, Record, choose_column, clean
+from bat_ui.store.records import (
+    CAPTION_NAMES,
+    NO_CAPTION,
+    NO_UTF8,
+    TOO_LARGE,
+    UNREAD,
+    Options,
+    Record,
+    choose_column,
+    clean,
+    decoded,
+)
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 URL_NAMES = ("url", "image_url", "uri", "link")
@@ -94,7 +105,11 @@ class ShardPart(_FilePart):
             return
         id, image, caption = f"{self.stem}/{key}", sample.get("image"), ""
         if self.options.caption_column is None:
-            caption = clean(sample.get(".txt", b"").decode("utf-8", "replace"))
+            try:
+                caption = clean(decoded(sample.get(".txt", b"")))
+            except UnicodeDecodeError:
+                yield Record(id, problem=NO_UTF8)
+                return
         if not caption:
             try:
                 known = json.loads(sample.get(".json", b"{}"))

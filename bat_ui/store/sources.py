@@ -25,6 +25,7 @@ from bat_ui.store.records import (
     CAPTION_NAMES,
     MAX_CAPTION,
     NO_CAPTION,
+    NO_UTF8,
     TOO_LARGE,
     UNREAD,
     NoUsualColumn,
@@ -32,6 +33,7 @@ from bat_ui.store.records import (
     Record,
     choose_column,
     clean,
+    decoded,
 )
 from bat_ui.store.shards import ParquetPart, ShardPart, has_pictures, text_rows
 
@@ -76,7 +78,10 @@ class FilesPart:
             if not caption and entry.path in self.beside:
                 text = self.folder / self.beside[entry.path].path
                 try:
-                    caption = clean(text.read_bytes(4 * MAX_CAPTION).decode("utf-8", "replace"))
+                    caption = clean(decoded(text.read_bytes(4 * MAX_CAPTION)))
+                except UnicodeDecodeError:
+                    yield Record(id, problem=NO_UTF8)
+                    continue
                 except OSError as error:
                     yield Record(id, problem=f"{UNREAD}: its caption ({error})")
                     continue

@@ -223,10 +223,10 @@ def rows_among(table, ids: Sequence[str], *columns: str) -> pa.Table:
     return table.search().where(among(ids)).select(["id", *columns]).limit(len(ids)).to_arrow()
 
 
-def among(ids: Iterable[str]) -> str:
+def among(ids: Iterable[str], column: str = "id") -> str:
     """The condition that a row's id is one of these, in SQL."""
     quoted = ", ".join("'" + i.replace("'", "''") + "'" for i in ids)
-    return f"id IN ({quoted})"
+    return f"{column} IN ({quoted})"
 
 
 def open_table(place: Place, name: str = TABLE, dim: int | None = None):

@@ -165,6 +165,16 @@ def test_a_repaired_picture_goes_in_and_leaves_the_list(photos, picture, real_cl
     assert (tmp_path / "store" / "broken.csv").read_text().splitlines() == ["file,reason"]
 
 
+def test_a_broken_picture_that_is_gone_leaves_the_list(photos, picture, real_clip, tmp_path):
+    folder = photos(3)
+    (folder / "000.png").write_bytes(b"no picture")
+    ingest(str(folder), tmp_path / "store", real_clip)
+    (folder / "000.png").unlink()
+    report = ingest(str(folder), tmp_path / "store", real_clip)
+    assert (report.added, report.known, report.broken) == (0, 2, {})
+    assert (tmp_path / "store" / "broken.csv").read_text().splitlines() == ["file,reason"]
+
+
 def test_what_could_not_be_read_this_time_goes_in_the_next(photos, real_clip, tmp_path, monkeypatch):
     folder, read = photos(3), Place.read_bytes
 

@@ -62,6 +62,20 @@ def test_text_files_beside_the_pictures(folder):
     assert captions(read(folder)) == {"a.png": "a cat on a mat", "sub/b.png": "a dog"}
 
 
+@pytest.mark.parametrize("coding", ["utf-16", "latin-1"])
+def test_a_caption_in_another_coding_is_a_problem(folder, tmp_path, coding):
+    (folder / "a.txt").write_bytes("a caf\u00e9 cat".encode(coding))
+    (folder / "sub" / "b.txt").write_bytes("\ufeffa dog".encode())
+    assert captions(read(folder)) == {"a.png": "has a caption that is no UTF-8 text", "sub/b.png": "a dog"}
+    shard(tmp_path / "a.tar", {"x": {"png": (folder / "a.png").read_bytes(), "txt": (folder / "a.txt").read_bytes()}})
+    assert captions(read(tmp_path / "a.tar")) == {"a/x": "has a caption that is no UTF-8 text"}
+
+
+def test_a_long_caption_may_be_cut_within_a_letter(folder):
+    (folder / "a.txt").write_text("x" + 5000 * "\u20ac")
+    assert captions(read(folder))["a.png"] == "x" + 1999 * "\u20ac"
+
+
 @pytest.mark.parametrize("caption", ["text", "caption"])
 def test_metadata_jsonl_has_paths_relative_to_itself(folder, caption):
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "./a.png", caption: "a cat"}) + "\n\n")
@@ -290,6 +304,19 @@ def test_shards_go_into_a_store(tmp_path, picture, real_clip):
     assert report.added == 3 and store.ids == ("a/a/0", "a/a/1", "a/a/2") and store.captions[2] == "no 2"
     with pytest.raises(UserError, match="--link"):
         ingest(str(tmp_path / "a.tar"), tmp_path / "store", real_clip, link=True)
+
+
+def test_a_name_that_a_shard_has_twice_is_listed(tmp_path, picture, real_clip):
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as archive:
+        for key, seed in (("x", 0), ("y", 1), ("x", 2)):
+            for suffix, data in (("png", png(picture(seed))), ("txt", b"a cat")):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    report = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
+    assert (report.added, report.broken) == (2, {"in/a/x": "has the name of a picture before it"})
+    assert Store.open(tmp_path / "store").pictures(["in/a/x"])[0].tobytes() == picture(0).tobytes()
 
 
 def test_a_streamed_dataset_gives_its_pictures(tmp_path, picture):
