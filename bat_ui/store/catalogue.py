@@ -173,16 +173,14 @@ def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
     files = [member for member in archive.infolist() if not member.is_dir()]
     if len(files) > MAX_FILES:
         raise UserError(f"The zip has more than {MAX_FILES} files: split it.")
+    files = [member for member in files if _is_wanted(PurePosixPath(member.filename))]
     names = [_checked_name(member) for member in files]
     if len({name.lower() for name in names}) < len(names):
         raise UserError("Two files in the zip have the same name: give each its own.")
     left = MAX_UNPACKED
     for member, name in zip(files, names):
         path = PurePosixPath(name)
-        suffix = path.suffix.lower()
-        if suffix not in (*SUFFIXES, *TEXTS) or any(part.startswith((".", "__MACOSX")) for part in path.parts):
-            continue
-        limit = min(left, MAX_BYTES if suffix in SUFFIXES else MAX_TEXT)
+        limit = min(left, MAX_BYTES if path.suffix.lower() in SUFFIXES else MAX_TEXT)
         with archive.open(member) as packed:
             data = packed.read(limit + 1)
         if len(data) > limit:
@@ -191,6 +189,12 @@ def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
+
+
+def _is_wanted(path: PurePosixPath) -> bool:
+    """Whether it is a picture or text, and none of what systems put beside people's files."""
+    of_systems = (part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
+    return path.suffix.lower() in (*SUFFIXES, *TEXTS) and not any(of_systems)
 
 
 def _checked_name(member: zipfile.ZipInfo) -> str:

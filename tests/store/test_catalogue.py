@@ -63,6 +63,12 @@ def test_a_zip_of_pictures_becomes_a_store(photos, zipped, real_clip):
     assert Store.open(store_place("mine")).ids == tuple(f"upload/holiday/00{n}.png" for n in range(3))
 
 
+def test_what_systems_put_into_a_zip_is_left_out_whatever_it_is_called(zipped):
+    odd = ["p/Icon\r", "__MACOSX/p/Icon\r", "__MACOSX/p/a\x1b.png", "p/.DS_Store", "c:d"]
+    with unpacked(zipped([("p/a.png", b"x"), *((name, b"") for name in odd)])) as folder:
+        assert [path.name for path in folder.rglob("*") if path.is_file()] == ["a.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
