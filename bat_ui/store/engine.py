@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 
@@ -25,7 +24,7 @@ from bat_ui.store.rows import arrow_table, picture_columns
 from bat_ui.store.table import among, open_table, rows_among
 
 BATCH = 64  # pictures that are encoded at once
-AHEAD = 4 * BATCH  # pictures that are decoded ahead of the encoder
+AHEAD = 4 * BATCH  # pictures that are decoded ahead of the encoder, if their files have no more than MAX_HELD bytes
 MAX_ROWS, MAX_HELD, MAX_SECONDS = 8192, 256_000_000, 30  # rows, bytes and time until what is done is written
 KNOWN = "is in the store"
 TWICE = "has the name of a picture before it"
@@ -54,7 +53,7 @@ def records_of(job: Job) -> Iterator[tuple[int, Record, bytes | None]]:
     A second record of an id has that as its problem.
     """
     table, seen = open_table(job.place), set()
-    for chunk in chunks(enumerate(job.part.records()), AHEAD):
+    for chunk in chunks(enumerate(job.part.records()), AHEAD, lambda item: item[1].held):
         stored = stored_digests(table, [record.id for _, record in chunk])
         for position, record in chunk:
             if record.id in seen:
@@ -76,10 +75,16 @@ def remove(table, ids: Sequence[str]) -> None:
         table.delete(among(some))
 
 
-def chunks(items: Iterable, size: int) -> Iterator[list]:
-    """The items in lists of `size`, the last one with what is left."""
-    items = iter(items)
-    while chunk := list(islice(items, size)):
+def chunks(items: Iterable, size: int, held: Callable[[object], int] = lambda item: 0) -> Iterator[list]:
+    """The items in lists of `size`, or shorter ones that hold MAX_HELD bytes; the last one with what is left."""
+    chunk, total = [], 0
+    for item in items:
+        chunk.append(item)
+        total += held(item)
+        if len(chunk) == size or total >= MAX_HELD:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
         yield chunk
 
 
@@ -140,12 +145,16 @@ class LocalEngine:
     ) -> Iterator[tuple[Job, int, Record | None, bytes | None, Future | None]]:
         """Records in order, each with what is stored as its id and what becomes of it; a job ends with None."""
         window: deque = deque()
+        held = 0
         for job in jobs:
             for position, record, stored in records_of(job):
                 result = pool.submit(prepare, record, self.clip.preprocess, job.link, stored)
                 window.append((job, position, record, stored, result))
-                if len(window) > AHEAD:
-                    yield window.popleft()
+                held += record.held
+                while len(window) > AHEAD or held > MAX_HELD:
+                    _, _, first, _, _ = oldest = window.popleft()
+                    held -= first.held if first else 0
+                    yield oldest
             window.append((job, 0, None, None, None))
         yield from window
 
@@ -168,7 +177,7 @@ class _Pending:
         self.replaced += [row["id"]] if replaces else []
         self.pixels.append(pixels)
         self.held += len(row["image"] or b"")
-        if len(self.pixels) == BATCH:
+        if len(self.pixels) == BATCH or self.held >= MAX_HELD:
             self._encode()
             late = time.monotonic() - self.since > MAX_SECONDS
             if late or len(self.rows) >= MAX_ROWS or self.held >= MAX_HELD:

@@ -29,13 +29,20 @@ class Options:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture as the source has it: the file's bytes, or in `uri` where they are; `problem` says why it has neither."""
+    """One picture as the source has it: the file's bytes, or in `uri` where they are and in `size` how many; `problem` says
+    why it has neither."""
 
     id: str
     caption: str = ""
     data: bytes | None = None
     uri: str | None = None
     problem: str | None = None
+    size: int = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes that its file takes in memory, now or when it is read."""
+        return self.size if self.data is None else len(self.data)
 
 
 def decoded(text: bytes) -> str:

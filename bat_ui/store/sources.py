@@ -90,7 +90,7 @@ class FilesPart:
             elif not caption:
                 yield Record(id, problem=NO_CAPTION)
             else:
-                yield Record(id, caption, uri=(self.folder / entry.path).uri)
+                yield Record(id, caption, uri=(self.folder / entry.path).uri, size=entry.size)
 
 
 def find_parts(source: str, options: Options) -> Sequence:

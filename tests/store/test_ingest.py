@@ -271,6 +271,29 @@ def test_after_an_interruption_the_same_command_ends_with_the_same_store(written
     assert Store.open(tmp_path / "store").ids == Store.open(tmp_path / "whole").ids
 
 
+def test_large_pictures_are_held_by_bytes_not_by_number(photos, real_clip, tmp_path, monkeypatch):
+    folder = photos(12)
+    ingest(str(folder), tmp_path / "whole", real_clip)
+    ahead, most, written = [], [], []
+    prepare, add, write = engine.prepare, engine._Pending.add, engine._Pending.write
+
+    def prepared(*args):
+        ahead.append(1)
+        return prepare(*args)
+
+    def adds(self, *args, **named):
+        most.append(len(ahead) - len(most))
+        add(self, *args, **named)
+
+    monkeypatch.setattr(engine, "MAX_HELD", 3 * max(file.stat().st_size for file in folder.glob("*.png")))
+    monkeypatch.setattr(engine, "prepare", prepared)
+    monkeypatch.setattr(engine._Pending, "add", adds)
+    monkeypatch.setattr(engine._Pending, "write", lambda self: (written.append(len(self.rows)), write(self)))
+    ingest(str(folder), tmp_path / "store", real_clip)
+    assert max(most) <= 5 and max(written) <= 5 and sum(written) == 12
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
 def test_a_store_of_another_clip_model_is_refused(photos, real_clip, tmp_path, monkeypatch):
     ingest(str(photos(2)), tmp_path / "store", real_clip)
     monkeypatch.setattr(real_clip, "digest", "other")
