@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from safetensors import SafetensorError
 
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
@@ -19,6 +20,7 @@ from bat_ui.settings import GenerationSettings
 from bat_ui.training.lora import WEIGHTS
 
 LOADED = "loaded"  # the name under which a LoRA file is loaded for sampling
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # what a wrong file leads to
 
 
 def generate(
@@ -30,17 +32,14 @@ def generate(
 ) -> list[Image.Image]:
     """One picture for each prompt; picture i starts from noise of seed `settings.seed` + i.
 
-    With `lora_folder` its adapter is loaded for these samples only.  Raises UserError for an empty prompt or a missing
-    or unreadable adapter.
+    With `lora_folder` its adapter is loaded for these samples only.  Raises UserError for an empty prompt or a missing,
+    unreadable or foreign adapter.
     """
     if not prompts or any(not prompt.strip() for prompt in prompts):
         raise UserError("The prompt is empty: say what to draw.")
     pipeline = backbone.pipeline
     if lora_folder is not None:
-        if not (lora_folder / WEIGHTS).is_file():
-            raise UserError("There is no trained adapter yet: run the training first.")
-        pipeline.load_lora_weights(lora_folder, weight_name=WEIGHTS, adapter_name=LOADED)
-        pipeline.set_adapters(LOADED, settings.adapter_scale)
+        _load_adapter(pipeline, lora_folder, settings.adapter_scale)
     what = "Generating samples" if lora_folder is None else "Generating samples with the adapter"
 
     images: list[Image.Image] = []
@@ -66,6 +65,20 @@ def generate(
     finally:
         if lora_folder is not None:
             pipeline.unload_lora_weights()
+
+
+def _load_adapter(pipeline, folder: Path, scale: float) -> None:
+    """Raises UserError for a missing or unreadable adapter, or one of another model; the pipeline is then as before."""
+    if not (folder / WEIGHTS).is_file():
+        raise UserError("There is no trained adapter yet: run the training first.")
+    try:
+        pipeline.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=LOADED)
+        pipeline.set_adapters(LOADED, scale)
+    except BaseException as problem:
+        pipeline.unload_lora_weights()
+        if isinstance(problem, torch.OutOfMemoryError) or not isinstance(problem, UNREADABLE):
+            raise
+        raise UserError("The adapter cannot be read, or is of another backbone: run the training again.") from problem
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: int = 128) -> Image.Image:

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load, save_file
 
 from bat_ui.errors import UserError
 from bat_ui.generation import contact_sheet, generate
@@ -45,6 +47,32 @@ def test_empty_prompts_are_refused(backbone, prompts):
 def test_a_missing_adapter_is_refused(backbone, tmp_path):
     with pytest.raises(UserError, match="run the training first"):
         generate(backbone, ["cat"], QUICK, tmp_path)
+
+
+def _wider(layers):
+    return {key: torch.cat([value, value], 1) if "lora_A" in key else value for key, value in layers.items()}
+
+
+WRONG_ADAPTERS = {
+    "garbage": lambda path, _: path.write_bytes(b"garbage" * 100),
+    "empty": lambda path, _: path.write_bytes(b""),
+    "cut": lambda path, content: path.write_bytes(content[:-100]),
+    "no LoRA": lambda path, _: save_file({"x": torch.zeros(2)}, path),
+    "of no part": lambda path, content: save_file({f"other.{k}": v for k, v in load(content).items()}, path),
+    "of another model": lambda path, content: save_file(_wider(load(content)), path),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ADAPTERS)
+def test_a_wrong_adapter_is_refused_and_leaves_nothing_behind(name, backbone, tmp_path):
+    with lora(backbone, 2, 0):
+        path = save_lora(backbone, tmp_path)
+    before, modules = generate(backbone, ["cat"], QUICK)[0], [n for n, _ in backbone.unet.named_modules()]
+    WRONG_ADAPTERS[name](path, path.read_bytes())
+    with pytest.raises(UserError, match="adapter cannot be read"):
+        generate(backbone, ["cat"], QUICK, tmp_path)
+    assert same(before, generate(backbone, ["cat"], QUICK)[0])
+    assert [n for n, _ in backbone.unet.named_modules()] == modules
 
 
 def test_a_contact_sheet_shows_every_picture():
