@@ -96,7 +96,7 @@ def needed_download(name: str) -> Download | None:
 def needed_clip_downloads(source: str) -> list[Download]:
     """The same for a CLIP model that `ClipSpace.load` takes, whose words and text model may lie in other repositories.
 
-    None for folders and models without a repository.
+    Empty for folders and models without a repository.
     """
     if Path(source).is_dir() or source.startswith(LOCAL):
         return []
@@ -152,13 +152,13 @@ def _clip_files(source: str, weights: str | None) -> Callable[[list[str]], tuple
     return choose
 
 
-def _in_cache(repository: str, file: str) -> str | None:
-    """Where the newest version of a file lies in the hub's cache; None if it does not, or if there can be no such thing."""
+def _in_cache(repository: str, file: str, revision: str | None = None) -> str | None:
+    """Where a file lies in the hub's cache, its newest version if no commit is given; None if it does not, or never can."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        path = try_to_load_from_cache(repository, file)
+        path = try_to_load_from_cache(repository, file, revision=revision)
     except HFValidationError:
         return None
     return path if isinstance(path, str) else None
@@ -166,14 +166,14 @@ def _in_cache(repository: str, file: str) -> str | None:
 
 def _asked(name: str, repository: str, choose: Callable[[list[str]], tuple[str, ...]]) -> Download:
     """What the hub lists of a repository and `choose` picks out of it, and how large that part of it is which is missing."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi
 
     with _explained(repository):
         info = HfApi().model_info(repository, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
     files = choose(list(sizes))
-    missing = [f for f in files if not isinstance(try_to_load_from_cache(repository, f, revision=info.sha), str)]
-    return Download(name, repository, info.sha, files, sum(sizes[file] for file in missing))
+    missing = sum(sizes[file] for file in files if _in_cache(repository, file, info.sha) is None)
+    return Download(name, repository, info.sha, files, missing)
 
 
 def files_to_fetch(listed: list[str]) -> tuple[str, ...]:

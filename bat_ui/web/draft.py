@@ -131,16 +131,18 @@ def set_crop(project: Project, name: str, crop: str) -> Draft:
     """Choose which square of a picture is used.  Raises UserError for a crop that there is not."""
     if crop not in CROPS:
         raise UserError(f"There is no such part of a picture: choose one of {', '.join(CROPS)}.")
-    with _changing:
-        pictures = Draft.load(project).pictures
-        return change(project, pictures=tuple(replace(p, crop=crop) if p.name == name else p for p in pictures))
+    return _change_picture(project, name, crop=crop)
 
 
 def set_whole(project: Project, name: str, whole: bool) -> Draft:
     """Choose whether a picture keeps its background though the others are cut out."""
+    return _change_picture(project, name, whole=whole)
+
+
+def _change_picture(project: Project, name: str, **values) -> Draft:
     with _changing:
         pictures = Draft.load(project).pictures
-        return change(project, pictures=tuple(replace(p, whole=whole) if p.name == name else p for p in pictures))
+        return change(project, pictures=tuple(replace(p, **values) if p.name == name else p for p in pictures))
 
 
 def crop_of(project: Project, picture: Picture, cut_out: bool, square: bool = True) -> Box | None:
@@ -199,10 +201,14 @@ def as_subject(project: Project, draft: Draft, template: str, square: bool = Tru
     )
 
 
+def is_changed(project: Project, draft: Draft) -> bool:
+    """Whether a subject was made and the draft changed since."""
+    return bool(draft.pictures) and not draft.used and project.subject_marker.is_file()
+
+
 def check_used(project: Project) -> None:
     """Raises UserError if step 1 was changed and the subject not made anew: nothing should learn the old one unnoticed."""
-    draft = Draft.load(project)
-    if draft.pictures and not draft.used and project.subject_marker.is_file():
+    if is_changed(project, Draft.load(project)):
         raise UserError("Something was changed in step 1: press “Use these pictures” there first.")
 
 

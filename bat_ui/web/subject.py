@@ -133,7 +133,7 @@ def build_subject_step(shared: Shared) -> Step:
         draft = drafts.Draft.load(project)
         cutting = drafts.wants_cut_out(draft)
         said = _warnings(project, draft, shared.model.backbone) if draft.pictures else []
-        if draft.pictures and not draft.used and project.subject_marker.is_file():
+        if project and drafts.is_changed(project, draft):
             said.insert(0, "What you changed is not in use yet: press “Use these pictures”.")
         pictures = "/".join(f"{p.name}{p.crop}{p.whole}" for p in draft.pictures)
         key = f"{project.folder.name if project else ''}|{cutting}|{pictures}"
