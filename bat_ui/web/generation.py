@@ -37,6 +37,7 @@ from bat_ui.web.parts import (
     refusing,
     required,
     run_among,
+    small_pictures,
     status_word,
     stop_button,
     stop_verb,
@@ -283,15 +284,7 @@ def _earlier(run: Run) -> str:
     drawn = drawn_earlier(run)
     if not drawn:
         return ""
-    strips = [
-        "".join(
-            f'<figure><img src="{escape(address(row["file"]))}" alt="{escape(row["prompt"])}" width="112" height="112" '
-            f'loading="lazy"><figcaption>{escape(row["prompt"])} <small>seed {row["seed"]}</small></figcaption></figure>'
-            for row in rows
-        )
-        for rows in drawn[:MOST_EARLIER]
-    ]
-    strips = "".join(f'<div class="strip">{strip}</div>' for strip in strips)
+    strips = "".join(small_pictures(run.samples, rows, seeds=True) for rows in drawn[:MOST_EARLIER])
     older = note(f"Older ones are in {run.samples / 'earlier'}.") if len(drawn) > MOST_EARLIER else ""
     return f'<details class="earlier"><summary>Drawn before</summary>{strips}{older}</details>'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from html import escape
@@ -151,6 +151,19 @@ def status_word(status: Mapping[str, Any]) -> str:
 def address(path: Path) -> str:
     """Where the browser finds a file of a project, relative to the page; new whenever the file is."""
     return f"gradio_api/file={quote(str(path))}?v={path.stat().st_mtime_ns:x}"
+
+
+def small_pictures(folder: Path, rows: Iterable[Mapping[str, Any]], seeds: bool = False) -> str:
+    """Samples of a listing, `file` in `folder`, each under a small picture with its prompt and, if `seeds`, its seed."""
+    figures = []
+    for row in rows:
+        picture, prompt = escape(address(folder / row["file"])), escape(row["prompt"])
+        seed = f" <small>seed {row['seed']}</small>" if seeds else ""
+        figures.append(
+            f'<figure><img src="{picture}" alt="{prompt}" width="112" height="112" loading="lazy">'
+            f"<figcaption>{prompt}{seed}</figcaption></figure>"
+        )
+    return f'<div class="strip">{"".join(figures)}</div>'
 
 
 def progress_bar(status: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from bat_ui import queue
 from bat_ui.files import read_json, read_json_lines
 from bat_ui.project import Project, Run
 from bat_ui.web.charts import Series, line_chart, smoothed
-from bat_ui.web.parts import address, alert, duration, hint, note, progress_bar
+from bat_ui.web.parts import alert, duration, hint, note, progress_bar, small_pictures
 from bat_ui.web.shots import METRICS, measured
 from bat_ui.web.words import run_name, run_words, saved_step
 
@@ -122,14 +122,9 @@ def last_samples(run: Run) -> str:
     if not rows:
         return ""
     step = int(last.name.removeprefix("step-"))
-    pictures = "".join(
-        f'<figure><img src="{escape(address(last / row["file"]))}" alt="{escape(row["prompt"])}" width="112" height="112">'
-        f"<figcaption>{escape(row['prompt'])}</figcaption></figure>"
-        for row in rows
-    )
     row = next((row for row in read_json_lines(run.metrics) if row["step"] == step), {})
     facts = ", ".join(
         f"{title} ({name}) {measured(row[key])}" for key, (title, name, *_) in METRICS.items() if row.get(key) is not None
     )
     title = f"Drawn at step {step:,}, always at the same seeds" if step else "Drawn before the first step"
-    return f'<h3>{title}</h3><p class="facts">{facts}</p><div class="strip">{pictures}</div>'
+    return f'<h3>{title}</h3><p class="facts">{facts}</p>{small_pictures(last, rows)}'
