@@ -159,7 +159,10 @@ def build_backbone_step(shared: Shared) -> Step:
         return {**shown(project, SelectionSettings, widgets, model.photos), **updates}
 
     def draw_again(project_id: str, known: list, count: int, rule: str) -> Updates:
-        return follow(opened(project_id), known, count, rule)
+        updates = follow(opened(project_id), known, count, rule)
+        if updates[order] == known:  # the same selection: its number may be under the reader's hand
+            del updates[number]
+        return updates
 
     def draw_panel(project_id: str) -> list[str]:
         project = opened(project_id)
@@ -237,7 +240,8 @@ def build_backbone_step(shared: Shared) -> Step:
     use_rule.click(answering(message, take_rule), view, [message, versus, *own], **private)
     picks.build_endpoints()
     undo.click(answering(message, undo_last), view, [message, *own], **each)
-    number.release(answering(message, set_number), [id, number, *view[1:]], [message, *own], **private)
+    latest = {"trigger_mode": "always_last", **private}
+    number.release(answering(message, set_number), [id, number, *view[1:]], [message, *own], **latest)
     more.click(answering(message, show_all), [id, order, versus], [message, limit, *own], **private)
     go_on.click(lambda: gr.Tabs(selected=3), None, shared.tabs, **private)
 

@@ -4,7 +4,7 @@ import re
 import zipfile
 
 import pytest
-from driving import open_page, open_tab, unfold, watched
+from driving import open_page, open_tab, settle, unfold, watched
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -89,6 +89,8 @@ def test_own_pictures_are_checked_labelled_and_taken(copied, page, tmp_path):
 
 def test_the_number_is_settled_by_keys_and_the_tools_stay_in_sight(copied, page):
     dial = page.locator("#number input[type=range]")
+    settle(page)
+    expect(dial).to_have_value("8")
     dial.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
