@@ -215,9 +215,8 @@ def _ingest(args: argparse.Namespace) -> None:
             given["name"] = given["name"] or Path(args.source).stem
             given["address"] = str(Path(args.source).absolute())
         report = ingest(source, store_place(args.store), clip, **given, progress=progress)
-        progress.said = f"{report.info.title}: {report.added} new pictures, {report.info.count} in all."
-        if report.replaced:
-            progress.said += f" {report.replaced} took the place of another file of their name."
+        replaced = f"{report.replaced} took the place of another file of their name." if report.replaced else ""
+        progress.said = f"{report.info.title}: {report.added} new pictures, {report.info.count} in all. {replaced}".strip()
         if report.broken:
             file, reason = next(iter(report.broken.items()))
             progress.said += f" {len(report.broken)} could not be used; the first, {file}: {reason}"
@@ -225,8 +224,8 @@ def _ingest(args: argparse.Namespace) -> None:
     print(
         f"{info.title}: {info.count} pictures, {report.added} of them new; {report.known} of the source were there before."
     )
-    if report.replaced:
-        print(f"{report.replaced} took the place of another file of their name.")
+    if replaced:
+        print(replaced)
     if report.recaptioned:
         print(f"{report.recaptioned} of these have another caption now, which was taken.")
     print(f"Twice in the store: {report.exact} exact copies, {report.near} near ones.")

@@ -25,7 +25,7 @@ from bat_ui.files import keep_json_lines, read_json_lines, remove_drafts, write_
 from bat_ui.generation import contact_sheet, generate
 from bat_ui.hardware import peak_memory
 from bat_ui.project import Clock, Progress, Project, Run, silent
-from bat_ui.samples import STEP, put_aside
+from bat_ui.samples import LISTING, STEP, put_aside
 from bat_ui.search import choose_at_random, choose_by_albat, choose_nearest, open_store
 from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
 from bat_ui.store.table import Store
@@ -256,7 +256,7 @@ def run_generation(
     rows = [("with the adapter", pictures)] + ([("without", without)] if compare else [])
     contact_sheet(rows).save(run.folder / "contact_sheet.png")
     listing = [{"file": n, "prompt": p, "seed": settings.seed + i} for i, (n, p) in enumerate(zip(names, prompts))]
-    write_json(run.samples / "samples.json", listing)
+    write_json(run.samples / LISTING, listing)
     run.add_to_report("generation", {"settings": settings, "samples": listing, "seconds": clock.seconds})
     return [run.samples / name for name in names]
 

@@ -132,6 +132,12 @@ class Run:
     def report(self) -> Path:
         return self.folder / "report.json"
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the subject was made anew since the pictures of the choice were looked for."""
+        made = (read_json(self.report) or {}).get("selection", {}).get("subject_made")
+        return bool(made) and self.subject_marker.is_file() and self.subject_marker.stat().st_mtime_ns != made
+
     def status_file(self, verb: str) -> Path:
         return self.folder / "status" / f"{verb}.json"
 

@@ -13,7 +13,6 @@ import gradio as gr
 
 from bat_ui import queue
 from bat_ui.errors import UserError
-from bat_ui.files import read_json
 from bat_ui.project import Project
 from bat_ui.settings import SelectionSettings, TrainingSettings
 from bat_ui.web import candidates, picks
@@ -299,7 +298,6 @@ def _panel(project: Project | None, status: dict) -> str:
         said = note("The search was stopped." + (" The earlier choice is still here." if found else ""))
     if not found:
         return said or hint("No pictures are chosen yet.")
-    made = (read_json(project.report) or {}).get("selection", {}).get("subject_made")
-    if made and project.subject_marker.is_file() and project.subject_marker.stat().st_mtime_ns != made:
+    if project.is_outdated:
         said += note("You changed your pictures since these were found: find helpful pictures again.")
     return said

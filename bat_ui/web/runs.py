@@ -11,6 +11,7 @@ from html import escape
 from bat_ui import queue
 from bat_ui.files import read_json, read_json_lines
 from bat_ui.project import Project, Run
+from bat_ui.samples import LISTING
 from bat_ui.web.charts import Series, line_chart, smoothed
 from bat_ui.web.parts import alert, duration, hint, note, progress_bar, small_pictures
 from bat_ui.web.shots import METRICS, measured
@@ -118,7 +119,7 @@ def loss_curve(run: Run, seen: str) -> str:
 def last_samples(run: Run) -> str:
     """The pictures of the last checkpoint that has some, and what they measured."""
     last = max(run.samples.glob("step-*"), default=None, key=lambda folder: folder.name)
-    rows = read_json(last / "samples.json") if last else None
+    rows = read_json(last / LISTING) if last else None
     if not rows:
         return ""
     step = int(last.name.removeprefix("step-"))

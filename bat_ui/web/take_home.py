@@ -14,7 +14,7 @@ from bat_ui import queue, registry
 from bat_ui.errors import UserError
 from bat_ui.files import read_json, write_zip
 from bat_ui.project import Project, Run
-from bat_ui.samples import steps_with_samples
+from bat_ui.samples import LISTING, steps_with_samples
 from bat_ui.settings import ADAPTERS, EXPORTS
 from bat_ui.web.parts import (
     Updates,
@@ -200,8 +200,7 @@ def _samples(run: Run) -> Path | None:
     if packed.is_file() and packed.stat().st_mtime_ns >= run.samples.stat().st_mtime_ns:
         return packed
     files = {f"{row['file'].parent.name}/{row['file'].name}": row["file"] for rows in drawn.values() for row in rows}
-    listings = {
-        f"{rows[0]['file'].parent.name}/samples.json": rows[0]["file"].with_name("samples.json") for rows in drawn.values()
-    }
+    folders = {rows[0]["file"].parent for rows in drawn.values()}
+    listings = {f"{folder.name}/{LISTING}": folder / LISTING for folder in sorted(folders)}
     write_zip(packed, {**files, **listings})
     return packed

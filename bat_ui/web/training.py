@@ -28,6 +28,7 @@ from bat_ui.web.parts import (
     fingerprint,
     html,
     message_box,
+    note,
     once_a_second,
     opened,
     refusing,
@@ -42,6 +43,11 @@ from bat_ui.web.step import Model, Shared, Step
 from bat_ui.web.words import run_name, run_words, saved_step
 
 COSTLY = ("steps", "batch_size", "rank", "checkpoint_every", "validation_images", "validation_steps")  # time or memory
+OUTDATED = (
+    "You changed your pictures since the backbone pictures were found: find helpful pictures again in step 2, or train with"
+    " these as they are."
+)
+
 TELL_WHICH = """element.addEventListener('click', (event) => {
     const entry = event.target.closest('[data-run]');
     if (entry) trigger('click', {run: entry.dataset.run});
@@ -307,9 +313,14 @@ def _among(wanted: float) -> list[str]:
 
 
 def _expected(project: Project | None, values: dict[str, Any], photos: bool) -> str:
-    """How long a training with these values would take and how much memory, as far as was measured."""
+    """What to know before a training with these values."""
     if project is None or not project.subject_marker.is_file():
         return ""
+    return _costs(project, values, photos) + (note(OUTDATED) if project.is_outdated else "")
+
+
+def _costs(project: Project, values: dict[str, Any], photos: bool) -> str:
+    """How long it would take and how much memory, as far as was measured."""
     try:
         training, validation = (
             replace(project.remembered(kind, photos), **{k: int(v) for k, v in values.items() if hasattr(kind, k)})

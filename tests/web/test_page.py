@@ -13,6 +13,8 @@ import app
 from bat_ui import queue, registry
 from bat_ui.files import write_json
 from bat_ui.options import build_parser
+from bat_ui.project import Project
+from bat_ui.web import backbone, training
 from bat_ui.web.page import _furthest, build_page
 from bat_ui.web.step import Model
 from bat_ui.web.stores import _stores
@@ -118,3 +120,18 @@ def test_what_a_choice_draws_and_what_is_drawn_anew_by_itself_are_answered_in_or
 def changed(page, event) -> set:
     """The labels of the parts whose change sets an event off."""
     return {getattr(page.blocks[id], "label", None) for id, trigger in event.targets if trigger == "change"}
+
+
+def test_pictures_that_were_found_for_an_earlier_subject_are_said_to_be_where_they_are_used(tmp_path):
+    project = Project(tmp_path)
+    write_json(project.subject_marker, {})
+    write_json(project.choice, {})
+    made = project.subject_marker.stat().st_mtime_ns
+    write_json(project.report, {"selection": {"subject_made": made}})
+
+    def notes() -> list[str]:
+        return [backbone._panel(project, queue.status(project, "select")), training._expected(project, {}, False)]
+
+    assert not any("You changed your pictures" in said for said in notes())
+    os.utime(project.subject_marker, ns=(made + 1, made + 1))
+    assert all("You changed your pictures" in said for said in notes())
