@@ -89,6 +89,7 @@ def serve(host: str, port: int, model: Model, auth: str | None = None, mcp: bool
         ssr_mode=False,
         run_history=False,
         footer_links=["api"],
+        _frontend=False,  # else Gradio ends where its first page takes over three seconds, as beside a training
     )
 
 

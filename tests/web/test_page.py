@@ -19,6 +19,7 @@ from bat_ui.web.page import _furthest, build_page
 from bat_ui.web.step import Model
 from bat_ui.web.stores import _stores
 from bat_ui.web.theme import make_theme
+from tests.page_server import Server
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,15 @@ def test_a_project_opens_at_the_step_whose_job_waits():
     job = queue.add(project, "select")
     assert _furthest(project) == 2
     queue.stop(job)
+
+
+def test_a_machine_too_busy_for_a_first_page_in_seconds_serves_it_later(tmp_path, tiny_backbone_folder):
+    late = "from gradio import networking; networking.url_ok = lambda url: False; import app; app.main()"
+    server = Server(tmp_path, tiny_backbone_folder, program=("-c", late))
+    try:
+        server.start()
+    finally:
+        server.end()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
