@@ -92,6 +92,8 @@ def test_a_machine_too_busy_for_a_first_page_in_seconds_serves_it_later(tmp_path
     server = Server(tmp_path, tiny_backbone_folder, program=("-c", late))
     try:
         server.start()
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.process.wait(5)
     finally:
         server.end()
 
