@@ -22,7 +22,7 @@ from bat_ui.evaluation.suite import run
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
 OUT, QUICK_OUT = Path("docs/evidence"), Path("runs/quick-evidence")
-QUICK = {"seeds": (0,), "steps": (10, 20), "subjects": ("flat/cat-faces", "outlined/monkeys"), "loss_draws": 8}
+QUICK = {"seeds": (0,), "steps": (10, 20), "subjects": ("flat/cat-faces", "outlined/cat-faces"), "loss_draws": 8}
 QUICK |= {"prior_pictures": 16, "prior_draws": 2, "sample_steps": ()}
 QUICK_SELECTION = {"shortlist": 60, "surrogate_steps": 10, "draws": 2, "sketch_size": 256}
 

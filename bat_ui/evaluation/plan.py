@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bat_ui.errors import UserError
-from bat_ui.evaluation.rules import ABLATIONS, RULES, WITHOUT_NUMBER, WITHOUT_PICTURES
+from bat_ui.evaluation.rules import ABLATIONS, OWN_NUMBER, RULES, WITHOUT_NUMBER, WITHOUT_PICTURES
 from bat_ui.evaluation.subjects import TUNING_FAMILIES, subject_names
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
@@ -131,6 +131,8 @@ def _wanted(settings: EvaluationSettings) -> list[str]:
 def _grid(rule: str, settings: EvaluationSettings, rows: Sequence[dict]) -> list[tuple[int | None, float | None]]:
     """The (number, strength) pairs that a rule runs with."""
     number, strength = (None if settings.tuning else tuned(rows, rule)) or (DEFAULT_NUMBER, DEFAULT_STRENGTH)
+    if rule in OWN_NUMBER:
+        number, strength = None, DEFAULT_STRENGTH
     numbers = settings.numbers or (TUNING_NUMBERS if settings.tuning else (number,))
     strengths = settings.strengths or (TUNING_STRENGTHS if settings.tuning else (strength,))
     if rule in WITHOUT_NUMBER:

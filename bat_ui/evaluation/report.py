@@ -8,6 +8,7 @@ that was run is in the tables.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from bat_ui.evaluation.values import (
     at_best_step,
     at_last_step,
     bootstrap_interval,
+    common_steps,
     correlation_within,
     family_interval,
     log_ratios,
@@ -34,11 +36,13 @@ from bat_ui.evaluation.values import (
     paired,
     predicted_and_measured,
     rank_correlation,
+    repeated,
     rows_by_rule,
 )
 
 COMMANDS = "commands.txt"  # every command that added to the results
-SAME = 0.005  # of a loss: before backbone pictures come in all runs are one, and came out this near on different machines
+SAME = 0.005  # of a loss: before backbone pictures come in all runs are one, and came out this near on different machines;
+# later ones less so, and the report says how far apart
 PREDICTIONS = {
     "rho": "rho, as ranked",
     "rho_sandwich": "rho, sandwich form, as trained",
@@ -116,7 +120,7 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
     for label, at in (("best", at_best_step), ("last", at_last_step)):
         none, oracle = at(by_rule.get("none", [])), at(by_rule.get("oracle", []))
         if gap := paired(oracle, none):
-            lines.append(f"- Headroom at the {label} step: the oracle differs from none by {_interval(gap)}.")
+            lines.append(f"- At the {label} step the oracle, which was not tuned, differs from none by {_interval(gap)}.")
         for rule in ("albat", "cross_fit"):
             if change := paired(at(by_rule.get(rule, [])), none):
                 worse = _worse(log_ratios(at(by_rule.get(rule, [])), none))
@@ -131,6 +135,10 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
                 f"- {sum(early):.0f} of {len(early)} runs of `{rule}` are lowest at the first step that was measured: a "
                 "run stopped earlier may have been better still."
             )
+    again = repeated(by_rule.get("albat", []))
+    for step in sorted(again)[-1:]:
+        apart = f"{100 * statistics.median(again[step]):.1f} % in the median and {100 * max(again[step]):.1f} % at most"
+        lines.append(f"- {len(again[step])} runs of `albat` were made twice: at step {step} their losses are {apart} apart.")
     judged = [r["verdicts"] for r in by_rule.get("albat", []) if r.get("verdicts") and r["step"] == r["total_steps"]]
     if counts := sum(map(Counter, judged), Counter()):
         listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
@@ -253,21 +261,28 @@ def _every_setting(rows: Sequence[dict]) -> str:
     for r in rows:
         if r["rule"] != "backbone" and r["heldout_loss"] is not None:
             setting = (ALL_RULES.index(r["rule"]), r["number"], r["strength"], r["schedule"], r["selection"])
-            groups.setdefault((r["split"], r["config"], r["variant"], *setting), []).append(r)
-    heads = ["split", "configuration", "rule", "asked", "lambda", "schedule", "sketches", "subjects"]
-    table = [heads + ["best", "last", "best: less none", "last: less none"]]
+            groups.setdefault((r["split"], r["config"], r["total_steps"], r["variant"], *setting), []).append(r)
+    heads = ["split", "configuration", "steps", "rule", "number asked", "strength asked", "schedule", "sketches", "lambda"]
+    table = [[*heads, "subjects", "best", "last", "best: less none", "last: less none"]]
     for key in sorted(groups, key=str):
-        found = groups[key]
-        none = [r for r in rows if (r["split"], r["config"]) == key[:2] and r["rule"] == "none"]
+        split, config, steps, variant, rule, number, *asked = key
+        plain = groups.get((*key[:3], "", ALL_RULES.index("none"), None, None, None, None), [])
+        common = common_steps([*groups[key], *plain])
+        found, none = ([r for r in part if r["step"] in common] for part in (groups[key], plain))
         best, last = at_best_step(found), at_last_step(found)
         if not best:  # no run of it has come to its end
             continue
-        number = "own" if key[4] is None else str(key[4])
-        line = [key[0], " ".join(filter(None, key[1:3])), ALL_RULES[key[3]], number, *(str(part or "") for part in key[5:])]
+        line = [split, " ".join(filter(None, (config, variant))), str(steps), ALL_RULES[rule]]
+        line += ["own" if number is None else str(number), *(str(part or "") for part in asked)]
+        line += [_span(round(r["lambda"], 2) for r in found if r["num"])]
         line += [str(len(over_seeds(best))), *(f"{1000 * mean_over_subjects(v):.2f}" for v in (best, last))]
-        line += [_interval(paired(best, at_best_step(none))), _interval(paired(last, at_last_step(none)))]
+        line += [_interval(paired(at(found), at(none))) for at in (at_best_step, at_last_step)]
         table.append(line)
-    note = "Runs that have not come to their end are in results.jsonl alone.\n"
+    note = (
+        "Strength is what the weight that the rule finds is multiplied by, lambda the weight that came of it. A setting is "
+        "read at the steps at which `none` was measured, too. Runs that have not come to their end are in results.jsonl "
+        "alone.\n"
+    )
     return "## Everything that was run (losses x 1000)\n\n" + _markdown(table) + "\n" + note if len(table) > 1 else ""
 
 

@@ -38,6 +38,7 @@ KEY = (
     "config",
     "selection",
 )
+DRAWN = ("generation", "clip_i", "clip_member", "pixel_rmse", "clip_t", "diversity", "pres", "validation")
 PREDICTED = ("rho", "rho_sandwich", "rho_cross_fit", "predicted_by")
 
 
@@ -88,17 +89,24 @@ def draws_samples(settings: EvaluationSettings, step: int) -> bool:
 
 
 def read_rows(results: Path) -> list[dict]:
-    """The complete rows of a results file; where one was measured again with samples, only that one, with what was predicted
-    for either."""
+    """The complete rows of a results file, one for each key.
+
+    Where one was measured again, it keeps its losses, for another run's would not fit those of its other steps; to them come
+    what was drawn then and what was predicted if that was not before, and `heldout_again`, the other run's loss.
+    """
     rows: dict[tuple, dict] = {}
     for row in read_json_lines(results):
         row.setdefault("schedule", None if row["rule"] in WITHOUT_PICTURES else 1)
         row.setdefault("total_steps", 400)  # rows from before the key had it
         key = tuple(row[k] for k in KEY)
-        if key in rows and row.get("rho") is None:
-            row |= {name: rows[key].get(name) for name in PREDICTED}
-        if key not in rows or row["generation"]:
-            rows[key] = row
+        first = rows.setdefault(key, row)
+        if first is row:
+            continue
+        first["heldout_again"] = row["heldout_loss"]
+        if row["generation"]:
+            first |= {name: row[name] for name in DRAWN if name in row}
+        if first.get("rho") is None:
+            first |= {name: row.get(name) for name in PREDICTED}
     return list(rows.values())
 
 

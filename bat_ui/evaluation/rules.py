@@ -53,9 +53,12 @@ SKETCHED = {
 }
 FIXED = ("albat_without_when",)  # pictures come in when those of all other rules do, whatever left-out pictures say
 FOLDED = ("gradient_cosine", "cross_fit")  # judged
+OWN_NUMBER = tuple(rule for rule in SKETCHED if rule not in FOLDED)  # and weight: nothing to tune
 FROM_STORE = ("random", "nearest_subject", "nearest_class", "oracle")
 # Pictures of another rule that come in as ALBAT's do: what of ALBAT's effect is which pictures, and what is when?
 WHEN = {"random_when": "random", "nearest_class_when": "nearest_class", "oracle_when": "oracle"}
+# Pictures of another rule that come in later than those of all other rules: is that step a poor one?
+LATE, LATE_STEPS = {"random_late": "random", "nearest_class_late": "nearest_class"}, 200
 POOLED = (*SKETCHED, *WHEN)  # need what is found out about a subject before anything is chosen
 RULES = (
     "backbone",
@@ -66,6 +69,8 @@ RULES = (
     "whole_store",
     "nearest_subject",
     "nearest_class",
+    "random_late",
+    "nearest_class_late",
     "random_when",
     "nearest_class_when",
     "gradient_cosine",
@@ -155,6 +160,8 @@ def choose(rule: str, number: int | None, world: World, case: Case, seed: int, p
     if rule in FROM_STORE:
         ids = tuple(ranked_ids(rule, world, case, seed)[:number])
         return Chosen(world.images(ids), ids, time.perf_counter() - started)
+    if rule in LATE:
+        return replace(choose(LATE[rule], number, world, case, seed, pool, cache), subject_steps=LATE_STEPS)
     if rule in WHEN:
         found = choose(WHEN[rule], number, world, case, seed, pool, cache)
         seconds = found.seconds + pool.seconds["left_out"]

@@ -66,7 +66,9 @@ def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
         found = [r for r in rows if r["rule"] == rule and r["selection"] in (None, newest)]
         found = _latest(found, lambda r: r["schedule"])
         kept += _most(found, lambda r: (r["number"], r["strength"]))
-    return _at_common_steps(kept)
+    common, finished = common_steps(kept), {(r["rule"], *_run_of(r)) for r in kept if _ends(r)}
+    at_common = (r for r in kept if r["step"] in common or r["rule"] == "backbone")
+    return [r for r in at_common if (r["rule"], *_run_of(r)) in finished]
 
 
 def at_best_step(rows: Sequence[dict], measure: str = "heldout_loss") -> Values:
@@ -160,22 +162,32 @@ def _by_run(rows: Sequence[dict], pick: Callable[[list[dict]], float | None]) ->
     """A run that has not come to its end is left out: its best may be to come."""
     runs: dict[tuple, list[dict]] = {}
     for r in rows:
-        runs.setdefault((r["style"], r["subject"], r["seed"]), []).append(r)
+        runs.setdefault(_run_of(r), []).append(r)
     finished = {key: run for key, run in runs.items() if any(map(_ends, run))}
     return {key: value for key, run in finished.items() if (value := pick(run)) is not None}
 
 
-def _at_common_steps(rows: list[dict]) -> list[dict]:
-    def run_of(r: dict) -> tuple:
-        return r["rule"], r["style"], r["subject"], r["seed"]
-
-    finished = {run_of(r) for r in rows if _ends(r)}
-    runs: dict[tuple, set[int]] = {}
+def common_steps(rows: Sequence[dict]) -> set[int]:
+    """The steps at which every finished run was measured: who looks more often finds a lower lowest."""
+    runs: dict[tuple, list[dict]] = {}
     for r in rows:
-        if run_of(r) in finished and r["rule"] != "backbone":  # no training: its one row counts at every step
-            runs.setdefault(run_of(r), set()).add(r["step"])
-    common = set.intersection(*runs.values()) if runs else set()
-    return [r for r in rows if run_of(r) in finished and (r["step"] in common or r["rule"] == "backbone")]
+        if r["rule"] != "backbone":  # no training: its one row counts at every step
+            runs.setdefault((r["rule"], r["variant"], *_run_of(r)), []).append(r)
+    finished = [{r["step"] for r in run} for run in runs.values() if any(map(_ends, run))]
+    return set.intersection(*finished) if finished else set()
+
+
+def repeated(rows: Sequence[dict]) -> dict[int, list[float]]:
+    """By step how far apart the held-out losses of runs are that were made twice, as a part of the first one's."""
+    found: dict[int, list[float]] = {}
+    for r in rows:
+        if r.get("heldout_again") is not None:
+            found.setdefault(r["step"], []).append(abs(r["heldout_again"] / r["heldout_loss"] - 1))
+    return found
+
+
+def _run_of(row: dict) -> tuple[str, str, int]:
+    return row["style"], row["subject"], row["seed"]
 
 
 def _ends(row: dict) -> bool:

@@ -17,7 +17,9 @@ from bat_ui.backbones.sticker import data
 from bat_ui.cli import main
 from bat_ui.errors import UserError
 from bat_ui.evaluation import metrics, plan, results, rules, subjects, suite
+from bat_ui.evaluation.command import QUICK
 from bat_ui.evaluation.rules import RULES
+from bat_ui.evaluation.values import repeated
 from bat_ui.settings import SelectionSettings, TrainingSettings
 
 SELECTION = SelectionSettings(shortlist=16, surrogate_steps=2, draws=2, sketch_size=64)
@@ -149,13 +151,16 @@ def test_rows_without_samples_are_made_again_only_where_samples_are_wanted(finis
     assert results.missing_steps(job, TINY, config, drawn) == []
 
 
-def test_a_row_made_again_with_samples_keeps_what_was_predicted(finished, tmp_path):
+def test_a_row_made_again_with_samples_keeps_its_losses_and_what_was_predicted(finished, tmp_path):
     rows = [r for r in results.read_rows(finished[0] / "results.jsonl") if r["rule"] == "random"]
-    again = [r | {"generation": True, "clip_i": 0.5, "rho": None, "predicted_by": None} for r in rows]
+    later = {"generation": True, "clip_i": 0.5, "rho": None, "predicted_by": None, "heldout_loss": 9.0, "prior_loss": 9.0}
+    again = [r | later for r in rows]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows + again))
     read = results.read_rows(tmp_path / "results.jsonl")
     assert [r["clip_i"] for r in read] == [0.5] * len(rows) and rows[0]["rho"] is not None
-    assert all([r[k] for r in read] == [r[k] for r in rows] for k in results.PREDICTED)
+    assert all([r[k] for r in read] == [r[k] for r in rows] for k in (*results.PREDICTED, "heldout_loss", "prior_loss"))
+    assert all(r["generation"] for r in read)
+    assert repeated(read) == {r["step"]: [pytest.approx(abs(9 / r["heldout_loss"] - 1))] for r in rows}
 
 
 def test_samples_are_drawn_with_the_adapter_as_it_is(backbone, finished):
@@ -178,6 +183,14 @@ def test_controls_have_other_pictures_but_albats_time_and_weight(monkeypatch):
         found = rules.choose(control, 4, world, None, 0, pool, None)
         assert found.ids == tuple(f"{plain} {i}" for i in range(4))
         assert (found.strength, found.subject_steps) == (3.5, 70) and found.seconds >= 2
+
+
+def test_late_pictures_are_another_rules_and_come_in_half_way(monkeypatch):
+    monkeypatch.setattr(rules, "ranked_ids", lambda rule, *_: [f"{rule} {i}" for i in range(9)])
+    world = SimpleNamespace(images=lambda ids: ids)
+    for late, plain in rules.LATE.items():
+        found, own = (rules.choose(rule, 4, world, None, 0, None, None) for rule in (late, plain))
+        assert found.ids == own.ids and (found.subject_steps, own.subject_steps) == (200, None)
 
 
 @pytest.mark.parametrize("rule, most, alone", [("albat", 3.5, 70), ("albat_without_when", MOST, None)])
@@ -260,16 +273,23 @@ def test_relatives_are_training_stickers_of_the_subjects_own_style_first():
     assert found == sorted(found, reverse=True) and len(found) > 0
 
 
+def test_a_quick_suite_has_subjects_and_albat_takes_as_many_as_it_suggests():
+    jobs = plan.plan(replace(plan.EvaluationSettings(), **QUICK))
+    assert {j.subject for j in jobs} == set(QUICK["subjects"])
+    assert {(j.number, j.strength) for j in jobs if j.rule == "albat"} == {(None, 1.0)}
+    assert {(j.number, j.strength) for j in jobs if j.rule in ("random", "cross_fit")} == {(40, 1.0)}
+
+
 def test_tuning_takes_the_complete_setting_of_lowest_loss():
     def row(number, subject, loss):
-        place = {"split": "tuning", "rule": "albat", "seed": 0, "step": 5, "style": "flat", "strength": 1.0}
+        place = {"split": "tuning", "rule": "random", "seed": 0, "step": 5, "style": "flat", "strength": 1.0}
         place["schedule"] = plan.SCHEDULE
         return place | {"number": number, "subject": subject, "heldout_loss": loss}
 
     rows = [row(10, "a", 0.3), row(10, "b", 0.3), row(40, "a", 0.2), row(40, "b", 0.3), row(160, "a", 0.01)]
-    assert plan.tuned(rows, "albat") == (40, 1.0)
-    assert plan.tuned(rows, "random") is None
-    assert {j.number for j in plan.plan(replace(TINY, rules=("albat",), numbers=()), rows)} == {40}
+    assert plan.tuned(rows, "random") == (40, 1.0)
+    assert plan.tuned(rows, "prior") is None
+    assert {j.number for j in plan.plan(replace(TINY, rules=("random",), numbers=()), rows)} == {40}
     found = ((10, "a", 0.3), (10, "b", 0.3), (40, "a", 0.2), (40, "b", 0.9))
     late = [row(number, subject, loss) | {"step": 9} for number, subject, loss in found]
     assert plan.tuned(rows + late, "albat") == (10, 1.0)  # what 40 wins at its best step, it loses later

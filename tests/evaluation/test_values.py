@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bat_ui.evaluation.report import METRICS, _every_subject, _metric_differences, _ratio_table
+from bat_ui.evaluation.report import METRICS, _every_setting, _every_subject, _metric_differences, _ratio_table
 from bat_ui.evaluation.values import (
     at_best_step,
     at_last_step,
@@ -168,3 +168,13 @@ def test_drawn_pictures_are_compared_on_the_runs_that_both_rules_have():
     assert table.count("+0.20 [-1.07, +1.47]") == len(METRICS) - 1 and "+200.00" in table  # t of one degree of freedom: 12.7
     assert "| albat | 2 |" in table and "backbone" not in table
     assert _metric_differences({"none": none, "albat": albat[2:]}) == ""
+
+
+def test_in_the_table_of_all_settings_none_is_not_looked_at_more_often_than_what_is_beside_it():
+    none = [row("a", 0, step, loss, total_steps=200, number=None, strength=None) for step, loss in ((50, 0.1), (200, 0.5))]
+    rare = [row("a", 0, 200, 0.4, "random", total_steps=200, num=40, schedule=4) | {"lambda": 2.0}]
+    shorter = [row("a", 0, 100, 0.2, total_steps=100, number=None, strength=None)]
+    lines = _every_setting([r | {"num": r.get("num", 0)} for r in (*none, *rare, *shorter)]).splitlines()
+    [random] = [line for line in lines if "| random |" in line]
+    assert random.endswith("| 2 | 1 | 400.00 | 400.00 | -100.00 | -100.00 |")
+    assert [line.split(" | ")[2] for line in lines if "| none |" in line] == ["100", "200"]
