@@ -40,11 +40,11 @@ class Candidate:
     """One backbone picture.
 
     similarity: largest CLIP cosine to a subject picture; class_similarity: the one to the class prompt; group: label of
-    pictures alike in CLIP space; verdict: the group's (theory.md, Proposition 1); gain: by how much the picture lowers
-    the predicted error, as a part of the error without any (Proposition 2); rank: place in the rule's order, from 1;
-    chosen: whether training uses it; weight: how often, relative to the mean; origin: found by the search, added out of
-    the store by hand, or the user's own picture; caption_fits: False where by CLIP many other candidates' captions say
-    better what is on it.
+    pictures alike in CLIP space; verdict: the group's (theory.md, Proposition 1); gain: its part in the fall of the
+    predicted error, by the curve that is reckoned at some sizes, over the error without any (Proposition 2); rank: place in
+    the rule's order, from 1; chosen: whether training uses it; weight: how often, relative to the mean; origin: found by
+    the search, added out of the store by hand, or the user's own picture; caption_fits: False where by CLIP many other
+    candidates' captions say better what is on it.
     """
 
     id: str

@@ -168,14 +168,18 @@ def disagreements(observed: Observed) -> Tensor:
 
 
 def unexplained_scatter(gradients: Sequence[Tensor], curvatures: Sequence[Tensor], observed: Observed) -> float:
-    """What sigma^2 would be if all that the images' curvatures leave unexplained of their gradients were noise; 0 if no
-    group has four images.
+    """What sigma^2 would be if all that the images' curvatures leave unexplained of their gradients were noise.
+
+    Where no group has four images, all of them together count as one; 0 if these are not four either.
 
     gradients (n_j, k) and curvatures (n_j, r, k) of each group's images, `observed` the groups. One half of a group's images
     says where its optimum lies, which with their own curvatures predicts the gradients of the other half, and the other way
     round; what is left differs from image to image. Of several ridges, parts of the largest curvature, that one counts which
     predicts best, or no prediction at all if all do worse. Measured as `white` is.
     """
+    if max(map(len, gradients)) < 4 <= sum(map(len, gradients)):
+        gradients, curvatures = [torch.cat(list(gradients))], [torch.cat(list(curvatures))]
+        observed = observe([gradients[0].sum(0)], curvatures)
     parts = (1.0, 0.1, 0.01)
     left, ranks = torch.zeros(1 + len(parts), dtype=torch.float64), 0
     for own, curvature, basis, values in zip(gradients, curvatures, observed.basis, observed.values):

@@ -118,10 +118,11 @@ class Assessment:
 class Selection:
     """A ranked choice.
 
-    order (m,): candidate indices, best first. gains (m,): each one's part in the fall of the predicted error (for
-    rules that predict none its score). errors (m + 1,): predicted error from no image on (empty where a rule predicts none).
-    knee: the default size. chosen: the ids taken. weights (m,): sampling weights of the chosen, mean one.
-    strength: lambda, what their weighted mean loss should count beside the subject's. verdicts: for every candidate.
+    order (m,): candidate indices, best first. gains (m,): each one's part in the fall of the predicted error, whose curve is
+    reckoned at some sizes and straight between them (for rules that predict none its score). errors (m + 1,): predicted
+    error from no image on (empty where a rule predicts none). knee: the default size. chosen: the ids taken. weights (m,):
+    sampling weights of the chosen, mean one. strength: lambda, what their weighted mean loss should count beside the
+    subject's. verdicts: for every candidate.
     """
 
     rule: str
@@ -139,12 +140,14 @@ def assess(sketches: Sketches) -> Assessment:
     """Estimate sigma^2 and the ridge by marginal likelihood and judge every group: seconds, once for all choices.
 
     A group may disagree as much as it can and still help with an equal share of lambda = 1 (theory.md, Strength).
-    Raises UserError if a number is not finite.
+    Raises UserError if a number is not finite, or if nothing pulls the adapter.
     """
     s = sketches
     for field in fields(s)[1:]:
         if not torch.isfinite(getattr(s, field.name)).all():
             raise UserError("Some sketches are not finite numbers: train the surrogate with a smaller learning rate.")
+    if not all(part.any() for part in (s.gradients, s.curvature, s.adaptation_curvature)):
+        raise UserError("The model learns nothing from these pictures, as if they were blank: look at them, or take others.")
     members = [s.groups == label for label in torch.unique(s.groups)]
     gradients, curvatures = [s.gradients[m] for m in members], [s.curvature[m] for m in members]
     pool = observe([own.sum(0) for own in gradients], curvatures)
@@ -189,7 +192,6 @@ def select(
     strict: bool = False,
     weighted: bool = False,
     most: float = MOST,
-    limit: int | None = None,
 ) -> Selection:
     """Rank the candidates by a rule and take the first m; forced ids first, excluded ones never.
 
@@ -200,8 +202,7 @@ def select(
     - gradient_cosine: the baseline of LESS.
 
     m None: the knee within FEWEST and as many as count LIGHTEST each, and none of a harmful group. strict: only valid
-    groups. weighted: sampling weights by A-optimal design on top. most: what lambda may reach. limit: rank
-    no further.
+    groups. weighted: sampling weights by A-optimal design on top. most: what lambda may reach.
     Raises UserError for unknown or clashing ids.
     """
     if rule not in RULES:
@@ -223,7 +224,7 @@ def select(
     first = torch.zeros(len(s.ids), dtype=torch.bool)
     first[[where[name] for name in forced]] = True
     shares = _shares(s, assessment, rule, most)
-    ranking = _rank(s, assessment, rule, allowed, first, last, shares, limit)
+    ranking = _rank(s, assessment, rule, allowed, first, last, shares)
     errors, gains = ranking.errors, ranking.gains
     if rule in PREDICTED:
         disagreement = dict.fromkeys(assessment.strengths, 0.0) if rule == "without_validity" else None
@@ -298,19 +299,18 @@ def _rank(
     first: Tensor,
     last: Tensor,
     shares: Shares,
-    limit: int | None,
 ) -> Ranking:
     adaptation = s.adaptation_curvature.flatten(0, 1)
     if rule == "cross_fit":
         risk = s.judge_curvature.flatten(0, 1) / len(s.judges) ** 0.5 if len(s.judge_curvature) else risk_of(s)
         return rank_by_score(
             s.judges, s.fold_gradients, s.curvature, risk, adaptation,
-            ridge=a.ridge, allowed=allowed, forced=first, limit=limit,
+            ridge=a.ridge, allowed=allowed, forced=first,
         )  # fmt: skip
     if rule in ("by_group", "by_image"):
         open_ones = (allowed | first).nonzero()[:, 0]
         total = shares.total(open_ones) * len(s.adaptation_curvature)
-        given = {"noise": a.noise, "allowed": allowed, "forced": first, "last": last, "limit": limit}
+        given = {"noise": a.noise, "allowed": allowed, "forced": first, "last": last}
         if rule == "by_group":
             disagreement = a.validity.disagreement()
             return rank_by_allocation(a.curvature, s.groups, total=total, disagreement=disagreement, **given)
@@ -321,5 +321,5 @@ def _rank(
     else:
         score = gradient_cosine(s.gradients, s.judges)
     order = torch.argsort(score + 4.0 * first, descending=True, stable=True)
-    order = order[(allowed | first)[order]][:limit]
+    order = order[(allowed | first)[order]]
     return Ranking(order, score[order], score.new_zeros(0))

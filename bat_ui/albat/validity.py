@@ -27,6 +27,7 @@ from bat_ui.albat.evidence import (
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
 TOLERANCE = 0.05  # largest disagreement of a valid group by default, as a part of the prior variance 1 / delta
+SMALLEST = 4  # images: with fewer, their scatter does not tell noise from a pull
 POWER = 2.0  # log-likelihood ratio that a disagreement of ten times the tolerance must be able to reach
 
 
@@ -49,7 +50,9 @@ class GroupVerdict:
     @property
     def middle(self) -> float:
         """The disagreement to reckon with, between the ends of the interval: the likeliest one of a small group is often
-        none at all, where it only cannot tell."""
+        none at all, where it only cannot tell.  What was not judged counts as an adapter that knows nothing."""
+        if self.verdict == UNKNOWN:
+            return max(self.disagreement, 1.0)
         return sum(self.interval) / 2 if math.isfinite(self.interval[1]) else max(self.disagreement, 1.0)
 
 
@@ -104,9 +107,9 @@ def group_disagreement(
     one judges it from a surrogate refit to the adaptation and to all other groups, these weighed by their own lam:
     (H^-1 + lam I)^-1. Refits are Newton steps.
 
-    Verdict: harmful if the whole interval of lam_j delta lies above the tolerance, one number or one by group label; else
-    too small to judge if even ten times the tolerance (or 10) could not show; else valid if lam_j delta <= tolerance; else
-    doubtful.
+    Verdict: too small to judge with fewer than SMALLEST images; else harmful if the whole interval of lam_j delta lies above
+    the tolerance, one number or one by group label; else too small to judge if even ten times the tolerance (or 10) could
+    not show; else valid if lam_j delta <= tolerance; else doubtful.
     """
     gradients, curvature, adaptation = _shared_range(gradients, curvature, adaptation)
     labels = torch.unique(groups)
@@ -129,7 +132,9 @@ def group_disagreement(
     power = found.power(clear[:, None] / ridge)
     verdicts = []
     for j, label in enumerate(labels.tolist()):
-        if low[j] * ridge > allowed[j]:
+        if len(own[j]) < SMALLEST:
+            verdict = UNKNOWN
+        elif low[j] * ridge > allowed[j]:
             verdict = HARMFUL
         elif power[j] < POWER:
             verdict = UNKNOWN

@@ -48,6 +48,16 @@ def test_a_group_that_pulls_nowhere_at_all_is_not_judged(made):
     assert {g.group: g.verdict for g in silent.validity.groups}[1] == "too small to judge"
 
 
+def test_three_images_are_not_judged_however_far_off_and_four_are(made):
+    away = (made.groups == 1).nonzero()[:, 0]
+    for count, verdict in ((3, "too small to judge"), (4, "harmful")):
+        rows = torch.cat([(made.groups == 0).nonzero()[:, 0], away[:count]])
+        parts = (made.groups[rows], 40 * made.gradients[rows], made.curvature[rows], made.adaptation_curvature)
+        found = assess(make_sketches(tuple(made.ids[i] for i in rows), *parts, risk=torch.eye(10)))
+        assert found.verdicts("albat")[1] == verdict
+        assert count == 4 or found.validity.disagreement()[1] * found.ridge >= 1
+
+
 def test_sketches_survive_the_way_through_arrays(made):
     back = Sketches.from_arrays(made.to_arrays())
     assert back.ids == made.ids
@@ -177,6 +187,9 @@ def test_mistakes_are_answered_with_a_sentence(made, assessed):
     without = make_sketches(made.ids, made.groups, made.gradients, made.curvature, made.adaptation_curvature)
     with pytest.raises(UserError, match="left-out"):
         select(without, assess(without), "cross_fit")
+    blank = make_sketches(made.ids, made.groups, 0 * made.gradients, 0 * made.curvature, made.adaptation_curvature)
+    with pytest.raises(UserError, match="blank"):
+        assess(blank)
     nothing = made.gradients * float("nan")
     broken = make_sketches(made.ids, made.groups, nothing, made.curvature, made.adaptation_curvature)
     with pytest.raises(UserError, match="not finite"):

@@ -3,7 +3,7 @@
 A subject has unknown parameters phi*; six adaptation samples see few directions; the pool holds six groups of 100
 samples: two agree with phi*, four disagree by 0.15, 0.4, 1 and 2. Outputs are scalar, so a sample's gradient is x *
 residual and its curvature vector x. The adapter is then fit on adaptation + picked samples; its error is (phi - phi*)'
-Q (phi - phi*). There each image may count as much as it deserves, so lambda may reach 4.
+Q (phi - phi*). There each image may count as much as it deserves, up to lambda = HIGHEST.
 """
 
 import numpy as np

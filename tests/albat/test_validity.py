@@ -196,7 +196,7 @@ def test_clusters_find_separate_blobs_and_repeat_with_their_seed():
     assert torch.equal(labels, cluster(vectors, 4, seed=0))
     pairs = {(a, b) for a, b in zip(truth.tolist(), labels.tolist())}
     assert len(pairs) == 4
-    assert len(torch.unique(cluster(vectors[:3], 8, seed=0))) <= 3
+    assert len(torch.unique(cluster(vectors[:3], 8, seed=0))) == 3
 
 
 @pytest.mark.parametrize("size", [5, 10, 20])
@@ -231,6 +231,14 @@ def test_what_curvature_explains_of_gradients_is_no_noise():
     assert 0.25 < unexplained_scatter([gradients], [curvature], found) < 0.6
     plain = (gradients - gradients.mean(0)) @ found.basis[0] / found.values[0].sqrt()
     assert plain.square().sum() / 6 > 10  # all of the scatter
+
+
+def test_without_a_group_of_four_all_images_show_the_scatter_together():
+    curvature, gradients = sampled(9, 6, torch.Generator().manual_seed(3), 0.5)
+    whole, alone = observe([gradients.sum(0)], [curvature]), observe(list(gradients), list(curvature[:, None]))
+    found = unexplained_scatter(list(gradients[:, None]), list(curvature[:, None]), alone)
+    assert found == pytest.approx(unexplained_scatter([gradients], [curvature], whole)) and found > 0
+    assert unexplained_scatter([gradients[:3]], [curvature[:3]], observe([gradients[:3].sum(0)], [curvature[:3]])) == 0
 
 
 def test_where_curvature_explains_nothing_the_scatter_of_each_half_is_left():
