@@ -116,8 +116,11 @@ def curve(choice: Choice) -> str:
     tells = f"The curve says how much is left to go wrong with so many pictures: lowest with {best[0]} ({best[1]:.2f})."
     if suggested and best[0] >= choice.knee:
         won = (points[0][1] - points[choice.knee][1]) / (points[0][1] - best[1])
-        rest = "repeat what is known" if won > 0.9 else "count for little each, or pull the model away"
-        tells += f" {won:.0%} of that fall is won with {choice.knee}, as suggested; more of them {rest}."
+        tells += f" {won:.0%} of that fall is won with {choice.knee}, as suggested"
+        if points[-1][1] > best[1] + 0.01:
+            tells += "; with many more it rises again."
+        else:
+            tells += f"; more of them {'repeat what is known' if won > 0.9 else 'count for little each'}."
     elif suggested:
         tells += (
             f" {choice.knee} are suggested all the same: fewer would be learned by heart, which the curve does not know."
@@ -136,7 +139,9 @@ def when(choice: Choice) -> str:
     if last in (lowest, turning):
         tells += f"To the end of the trial it got no worse: backbone pictures come in late, from step {turning} on."
     elif turning == points[0][0]:
-        tells += "It was best after a few steps, for they differ so much: backbone pictures come in almost at once."
+        tells += (
+            "It was best after a few steps, because your pictures differ so much: backbone pictures come in almost at once."
+        )
     elif turning == lowest:
         tells += f"It got better until about step {turning}, then it learned by heart: backbone pictures come in there."
     else:
@@ -167,9 +172,9 @@ def cards(project: Project, choice: Choice, ids: list[str], other: Choice | None
 
 
 def _card(project: Project, choice: Choice, c: Candidate, mark: str) -> str:
-    facts = [] if c.similarity is None else [f"CLIP similarity {c.similarity:.2f}"]
+    facts = [] if c.similarity is None else [f"CLIP similarity: {c.similarity:.2f} to your subject"]
     if facts and c.class_similarity is not None:
-        facts[0] += f", to the class {c.class_similarity:.2f}"
+        facts[0] += f", {c.class_similarity:.2f} to its class"
     facts.append(choice.reason(c))
     picture, small = project.candidate_picture(c.id), project.candidate_thumbnail(c.id)
     shown = small if small.is_file() else picture
@@ -253,7 +258,7 @@ def _evidence(group: dict) -> str:
     times = "over 1,000 times" if ratio > 1000 else f"{ratio:,.0f} times" if ratio >= 2 else f"{ratio:.1f} times"
     # Of the gradients under either, not of either: a likelihood ratio is no odds.
     enough = ", but not so far that it could not help" if group["verdict"] == "valid" else ""
-    return f"How it pulls the model is {times} likelier if it disagrees than if it agrees{enough}."
+    return f"What was measured fits “disagrees with your subject” {times} better than “agrees”{enough}."
 
 
 def _button(group: int, take: bool, idle: bool) -> str:

@@ -64,8 +64,8 @@ def build_stores(shared: Shared) -> Stores:
         message = message_box("stores-message")
         with gr.Accordion("Bring in pictures", open=False):
             html(
-                "<p class='facts'>A zip of pictures, each with its description in a text file of the same name (cat.jpg, "
-                "cat.txt), or in metadata.jsonl or a CSV.</p>"
+                "<p class='facts'>A zip of pictures, 50 MB at most, each with its description in a text file of its name "
+                "(cat.jpg, cat.txt), or in metadata.jsonl or a CSV.</p>"
             )
             with gr.Row():
                 title = gr.Textbox(
@@ -218,7 +218,8 @@ def _list(chosen: str, photos: bool) -> str:
 
 def _card(row: dict, chosen: str) -> str:
     if "pictures" in row:
-        facts = f"{row['pictures']:,} pictures · from {row['source'] or 'nobody knows where'} · licence: {row['licence']}"
+        source = f"from {row['source']}" if row["source"] else "source not stated"
+        facts = f"{row['pictures']:,} pictures · {source} · licence: {row['licence']}"
     else:
         facts = "They are made ready at the first search."
     stands_in = "<span class='origin'>stands in for the model's training data</span>" if row["proxy"] else ""

@@ -185,7 +185,7 @@ def _panel(run: Run | None, format: str, status: dict, file: Path | None) -> str
     if bad:
         return alert(*(f"It does not load in {check['tool']}: {check['found']}." for check in bad))
     said = "".join(
-        f"<li>Read back in the way of {escape(c['tool'])}: {escape(c['found'])}.</li>" for c in _checks(run, format)
+        f"<li>Checked by loading it as {escape(c['tool'])} does: {escape(c['found'])}.</li>" for c in _checks(run, format)
     )
     unpack = "" if format in ADAPTERS else note("Unpack it, and start your training inside the unpacked folder.")
     return f'<p class="done" role="status">Ready: {escape(FORMATS[format])}, {megabytes}.</p><ul>{said}</ul>{unpack}'

@@ -60,7 +60,7 @@ def build_training_step(shared: Shared) -> Step:
     html("<h2>Train</h2><p>The model learns your subject. You may close this page meanwhile: training goes on.</p>")
     with gr.Row():
         steps = gr.Slider(
-            1, 2000, step=1, label="Steps", info="More learn, and copy, more.", elem_id="steps-dial", min_width=240
+            1, 2000, step=1, label="Steps", info="More: nearer, less free.", elem_id="steps-dial", min_width=240
         )
         strength = gr.Slider(
             0, 4, step=0.05, label="Backbone strength", info="1 as suggested, 0 without.",
@@ -84,7 +84,10 @@ def build_training_step(shared: Shared) -> Step:
                     ),
                     "batch_size": gr.Number(label="Batch size", info="Pictures in a step.", minimum=1, precision=0),
                     "subject_steps": gr.Number(
-                        label="Subject alone", info="Steps; 0 as the selection found out.", minimum=0, precision=0
+                        label="Subject alone",
+                        info="Steps before backbone pictures come in; 0: as step 2 found.",
+                        minimum=0,
+                        precision=0,
                     ),
                     "checkpoint_every": gr.Number(label="Checkpoint every", info="Steps.", minimum=1, precision=0),
                     "seed": gr.Number(label="Seed", info="Of everything random.", minimum=0, precision=0),

@@ -42,7 +42,7 @@ def test_a_card_says_caption_similarity_and_reason_and_whether_it_is_taken(proje
     for said in (
         "a flat sticker of <cat> & dog",
         "#1",
-        "0.91, to the class 0.31",
+        "0.91 to your subject, 0.31 to its class",
         "among the nearest to your class; its kind is close",
     ):
         assert said in words
@@ -53,13 +53,20 @@ def test_a_card_says_caption_similarity_and_reason_and_whether_it_is_taken(proje
 def test_a_rule_without_verdicts_and_gains_shows_none(project):
     plain = Choice("nearest", tuple(replace(c, verdict=None, gain=None, group=None) for c in ROWS), 1)
     words = " ".join(buttons_of(project, plain)["a/1"].itertext())
-    assert "error" not in words and "subject" not in words
+    assert "error" not in words and "away from your subject" not in words
     assert candidates.curve(plain) == ""
 
 
-@pytest.mark.parametrize("at_two, said", [(0.42, "97% of that fall is won with 2"), (0.8, "count for little each")])
-def test_the_curve_says_how_much_of_its_fall_the_suggested_number_wins(at_two, said):
-    assert said in candidates.curve(replace(CHOICE, errors=(1.0, 0.9, at_two, 0.4), knee=2))
+@pytest.mark.parametrize(
+    "errors, said",
+    [
+        ((1.0, 0.9, 0.42, 0.4), "97% of that fall is won with 2, as suggested; more of them repeat what is known"),
+        ((1.0, 0.9, 0.8, 0.4), "33% of that fall is won with 2, as suggested; more of them count for little each"),
+        ((1.0, 0.9, 0.4, 0.39, 0.6), "with many more it rises again"),
+    ],
+)
+def test_the_curve_says_how_much_of_its_fall_the_suggested_number_wins(errors, said):
+    assert said in candidates.curve(replace(CHOICE, errors=errors, knee=2))
 
 
 def test_a_caption_that_hardly_fits_is_said_on_the_card_and_counted_among_those_taken(project):
@@ -133,8 +140,12 @@ def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
     ("verdict", "evidence", "says"),
     [
         ("valid", 0.0, "Nothing in how it pulls"),
-        ("valid", 3.0, "20 times likelier if it disagrees than if it agrees, but not so far that it could not help."),
-        ("harmful", 3.0, "20 times likelier if it disagrees than if it agrees."),
+        (
+            "valid",
+            3.0,
+            "fits “disagrees with your subject” 20 times better than “agrees”, but not so far that it could not help.",
+        ),
+        ("harmful", 3.0, "fits “disagrees with your subject” 20 times better than “agrees”."),
         ("harmful", 900.0, "over 1,000 times"),
         ("too small to judge", 3.0, "With so few"),
     ],
