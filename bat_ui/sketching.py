@@ -156,7 +156,8 @@ def _sketch_all(
     made = sketch_images(backbone, candidates, keys, draw, projection, vectors, "fisher", settings.seed, done)
     gradients, curvature = made.gradients.cpu(), made.curvature.cpu()
     if vectors:
-        some = torch.linspace(0, len(ids) - 1, SIZED).round().long().unique()
+        found = min(len(ids), settings.shortlist)  # what comes after was not found, but is asked about
+        some = torch.linspace(0, found - 1, SIZED).round().long().unique()
         exact = sketch_images(backbone, candidates[some], keys[some], draw, projection, 1, "gauss_newton", settings.seed)
         trace, own = (rows.square().sum() for rows in (exact.curvature.cpu(), curvature[some]))
         curvature *= (trace / own).sqrt()

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,13 +26,15 @@ import torch
 
 from bat_ui.albat.selection import Sketches, assess, make_sketches, select
 from bat_ui.albat.sketch import lora_layers, make_projection
+from bat_ui.albat.validity import cluster
 from bat_ui.backbones import load_backbone
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.hardware import peak_memory as peak_of_process
 from bat_ui.presets import PLENTY
+from bat_ui.project import silent
 from bat_ui.seeds import step_generator
 from bat_ui.settings import SelectionSettings, TrainingSettings
-from bat_ui.sketching import CLASS_LIKE, sketch_images
+from bat_ui.sketching import CLASS_LIKE, PICTURES_PER_GROUP, sketch_candidates, sketch_images
 from bat_ui.training.loop import new_optimizer
 from bat_ui.training.lora import lora
 
@@ -181,21 +184,35 @@ def pruning(rounds: int) -> dict[str, float]:
     return found
 
 
-def growth(bench: Bench, counts: tuple[int, ...]) -> list[tuple[int, float]]:
-    """(candidates, seconds) of sketching so many, pass by pass as the product does."""
-    passes = [(n, -(-n // IMAGES)) for n in counts]
-    return [(n, sum(seconds(partial(bench.run, "fisher")) for _ in range(count))) for n, count in passes]
+def growth(bench: Bench, counts: tuple[int, ...]) -> list[tuple[int, float, float]]:
+    """(candidates, seconds of sketching them, seconds of grouping, judging and ranking) of whole selections, each picture
+    another one; the surrogate has one step, since its time does not depend on them."""
+    found = []
+    for n in counts:
+        rng = torch.Generator().manual_seed(n)
+        latents = torch.randn(n + 4, *bench.images.latents.shape[1:], generator=rng).to(bench.backbone.device)
+        pictures = Encoded(latents, bench.images.states[:1].expand(n + 4, -1, -1))
+        vectors = torch.nn.functional.normalize(torch.randn(n, bench.backbone.clip.dim, generator=rng), dim=1)
+        given = (vectors, pictures[:n], pictures[n:], replace(SETTINGS, shortlist=n), replace(TRAINING, steps=1), silent)
+        grouping = seconds(partial(cluster, vectors, n // PICTURES_PER_GROUP, 0))
+        started = time.perf_counter()
+        sketches = sketch_candidates(bench.backbone, tuple(str(i) for i in range(n)), *given)
+        sketched = time.perf_counter()
+        select(sketches, assess(sketches))
+        found.append((n, sketched - started - grouping, time.perf_counter() - sketched + grouping))
+    return found
 
 
-def plot(points: list[tuple[int, float]], path) -> float:
+def plot(found: list[tuple[int, float, float]], path) -> float:
     """Draw seconds against candidates with the line through the origin; returns the largest relative distance from it."""
+    points = [(n, sketching + judging) for n, sketching, judging in found]
     from matplotlib import pyplot as plt
 
     slope = sum(n * s for n, s in points) / sum(n * n for n, _ in points)
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
     axes.plot(*zip(*points), "o")
     axes.plot([0, points[-1][0]], [0, slope * points[-1][0]], "-", linewidth=1)
-    axes.set(xlabel="candidates", ylabel="seconds of sketching")
+    axes.set(xlabel="candidates", ylabel="seconds of a selection")
     figure.savefig(path, dpi=130)
     return max(abs(s - slope * n) / (slope * n) for n, s in points)
 
@@ -211,7 +228,7 @@ def main() -> None:
     bench = Bench()
     with bench.adapted():
         times = paired(bench, 2 if args.quick else 15)
-        points = growth(bench, COUNTS[:1] if args.quick else COUNTS)
+    points = growth(bench, COUNTS[:1] if args.quick else COUNTS)
     memory = {variant: peak_memory(variant) for variant in VARIANTS}
     prune = pruning(3 if args.quick else 20)
     record.DOCS.mkdir(parents=True, exist_ok=True)
@@ -239,7 +256,7 @@ def main() -> None:
         f"| {f['memory']:.2f} |"
         for v, f in figures.items()
     )
-    curve = "\n".join(f"| {n} | {s:.1f} |" for n, s in points)
+    curve = "\n".join(f"| {n} | {sketching:.1f} | {judging:.1f} |" for n, sketching, judging in points)
     clicks = "\n".join(f"| {name} | {ms:.0f} |" for name, ms in prune.items())
     text = f"""# What ALBAT costs
 
@@ -251,13 +268,13 @@ Memory is the peak beyond the loaded model, relative to the step's, each in a pr
 | --- | --- | --- | --- |
 {table}
 
-Sketching more candidates: the farthest point is {away:.0%} off the line through the origin.
+A selection among more candidates, each another picture: the farthest point is {away:.0%} off the line through the origin.
 
-| candidates | seconds |
-| --- | --- |
+| candidates | seconds: sketching | seconds: grouping, judging, ranking |
+| --- | --- | --- |
 {curve}
 
-![seconds of sketching against the number of candidates](albat.png)
+![seconds of a selection against the number of candidates](albat.png)
 
 A picture dropped by hand among {PRUNED:,} candidates with sketches of {PRUNED_SKETCH}: milliseconds until the new ranking
 and its predicted errors stand (`assess`: once a selection).

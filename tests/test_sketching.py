@@ -45,6 +45,18 @@ def test_the_risk_is_the_mean_curvature_of_the_first_candidates(backbone, pictur
     torch.testing.assert_close(made.risk.T @ made.risk, mean)
 
 
+def test_pictures_beyond_the_shortlist_change_nothing_of_those_in_it(backbone, pictures):
+    settings, training = SelectionSettings(shortlist=4, draws=2, sketch_size=32), TrainingSettings(steps=0, rank=2)
+    vectors, candidates = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), pictures(6, 0)
+    few, all_of_them = (
+        sketch_candidates(
+            backbone, tuple("abcdef"[:n]), vectors[:n], candidates[:n], pictures(2, 1), settings, training, lambda *_: None
+        )
+        for n in (4, 6)
+    )
+    torch.testing.assert_close(all_of_them.curvature[:4], few.curvature, rtol=1e-4, atol=1e-6)
+
+
 def test_a_fold_knows_nothing_of_the_picture_that_judges_it(backbone, pictures):
     settings, training = SelectionSettings(draws=2, sketch_size=32), TrainingSettings(steps=2, rank=2, batch_size=2)
     candidates, subject, other = pictures(2, 0), pictures(3, 1), pictures(3, 2)
