@@ -76,7 +76,7 @@ def _at_step(rows: list[dict], step: int, measure: str) -> Values:
 def plot_predictions(points: dict[str, list[Point]], out: Path) -> str:
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(points), figsize=(13, 4.2), sharey=True)
+    figure, [axes] = plt.subplots(1, len(points), figsize=(4.4 * len(points), 4.2), sharey=True, squeeze=False)
     for axis, (title, found) in zip(axes, points.items()):
         for rule in dict.fromkeys(p.rule for p in found):
             mine = [p for p in found if p.rule == rule]

@@ -289,7 +289,8 @@ def _every_setting(rows: Sequence[dict]) -> str:
 def _prediction(by_rule: dict[str, list[dict]], out: Path) -> str:
     """Predicted error against measured loss at the last step, over rules within each subject and seed."""
     found = {title: predicted_and_measured(by_rule, key) for key, title in PREDICTIONS.items()}
-    if not any(found.values()):
+    found = {title: points for title, points in found.items() if points}
+    if not found:
         return ""
     table = [["prediction", "rank correlation within a subject (mean, 95 % interval)", "over all points", "points"]]
     for title, points in found.items():
