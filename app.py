@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -41,7 +42,7 @@ def main() -> None:
     )
     add_backbone(parser)
     args = parser.parse_args()
-    if problem := _unsafe(args.host, args.auth, args.mcp):
+    if problem := _unsafe(args.host, args.auth, args.mcp) or _taken(args.host, args.port):
         parser.error(problem)
     if args.data:
         os.environ["BAT_UI_DATA"] = str(args.data.resolve())  # for this process and its workers
@@ -89,8 +90,12 @@ def serve(host: str, port: int, model: Model, auth: str | None = None, mcp: bool
         ssr_mode=False,
         run_history=False,
         footer_links=["api"],
+        quiet=True,
+        prevent_thread_lock=True,
         _frontend=False,  # else Gradio ends where its first page takes over three seconds, as beside a training
     )
+    print(f"Open {page.local_url} in your browser. Ctrl+C ends the page, not the jobs that it started.", flush=True)
+    page.block_thread()
 
 
 def _model(args: argparse.Namespace) -> Model:
@@ -149,6 +154,16 @@ def _unsafe(host: str, auth: str | None, mcp: bool) -> str | None:
         return "--mcp asks nobody for a password: leave out --auth and --host, which keeps it to this machine."
     if mcp and find_spec("mcp") is None:
         return "--mcp needs one more package: pip install 'gradio[mcp]'."
+    return None
+
+
+def _taken(host: str, port: int) -> str | None:
+    """Why the page cannot listen there, perhaps since it does already."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as problem:
+        why = (getattr(problem, "strerror", None) or "there is no such port").partition(" (")[0]
+        return f"The page cannot listen at {host}, port {port} ({why}). Is it open already? Else choose another --port."
     return None
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -85,6 +86,16 @@ def test_a_project_opens_at_the_step_whose_job_waits():
     job = queue.add(project, "select")
     assert _furthest(project) == 2
     queue.stop(job)
+
+
+@pytest.mark.parametrize("port", ["taken", "70000"])
+def test_a_port_that_cannot_be_had_is_told_in_a_sentence_and_nothing_is_touched(port, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        asked = str(there.getsockname()[1]) if port == "taken" else port
+        command = [sys.executable, "app.py", "--port", asked, "--data", str(tmp_path / "data")]
+        said = subprocess.run(command, capture_output=True, text=True)
+    assert said.returncode == 2 and "choose another --port" in said.stderr and "Traceback" not in said.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_machine_too_busy_for_a_first_page_in_seconds_serves_it_later(tmp_path, tiny_backbone_folder):
