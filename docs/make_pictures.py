@@ -1,7 +1,7 @@
 """Make the pictures of the README from real runs, so that they stay true.
 
     python -m docs.make_pictures cat
-    python -m docs.make_pictures photo --photos FOLDER --class-noun toy
+    python -m docs.make_pictures photo --photos FOLDER --class-noun cartoon
 
 Writes docs/images/cat.png (given, asked for, with and without the adapter) and docs/images/photo.png (samples only).  The
 photographs of the second are the subject red_cartoon of the DreamBooth data set, which are not included.
