@@ -110,15 +110,14 @@ def take(page: Page, shot: Shot, file: Path) -> None:
     if shot.unfold:
         page.get_by_role("button", name=shot.unfold).click()
     expect(shown).to_be_visible(timeout=120_000)
-    page.wait_for_function(
-        "[...document.images].every(image => image.complete || image.loading === 'lazy')", timeout=120_000
-    )
     # As high as the page, up to the limit, so that the bar at the side stands beside the step.
     whole = page.evaluate("document.documentElement.scrollHeight")
     page.set_viewport_size({"width": WIDTH, "height": min(whole, shot.height)})
     if shot.from_:
         page.locator(shot.from_).evaluate("element => element.scrollIntoView()")
-    page.wait_for_timeout(500)  # lazy pictures and the tick after them
+    page.evaluate("[...document.images].forEach(image => { image.loading = 'eager'; })")
+    page.wait_for_function("[...document.images].every(image => image.complete)", timeout=120_000)
+    page.wait_for_timeout(500)  # the page's own tick after them
     page.screenshot(path=file)
     print(file)
 

@@ -172,9 +172,9 @@ def cards(project: Project, choice: Choice, ids: list[str], other: Choice | None
 
 
 def _card(project: Project, choice: Choice, c: Candidate, mark: str) -> str:
-    facts = [] if c.similarity is None else [f"CLIP similarity: {c.similarity:.2f} to your subject"]
+    facts = [] if c.similarity is None else [f"CLIP similarity: subject {c.similarity:.2f}"]
     if facts and c.class_similarity is not None:
-        facts[0] += f", {c.class_similarity:.2f} to its class"
+        facts[0] += f", class {c.class_similarity:.2f}"
     facts.append(choice.reason(c))
     picture, small = project.candidate_picture(c.id), project.candidate_thumbnail(c.id)
     shown = small if small.is_file() else picture
@@ -257,7 +257,7 @@ def _evidence(group: dict) -> str:
         return "Nothing in how it pulls the model speaks against it."
     times = "over 1,000 times" if ratio > 1000 else f"{ratio:,.0f} times" if ratio >= 2 else f"{ratio:.1f} times"
     # Of the gradients under either, not of either: a likelihood ratio is no odds.
-    enough = ", but not so far that it could not help" if group["verdict"] == "valid" else ""
+    enough = ", but it is not too far off to help" if group["verdict"] == "valid" else ""
     return f"What was measured fits “disagrees with your subject” {times} better than “agrees”{enough}."
 
 

@@ -42,7 +42,7 @@ def test_a_card_says_caption_similarity_and_reason_and_whether_it_is_taken(proje
     for said in (
         "a flat sticker of <cat> & dog",
         "#1",
-        "0.91 to your subject, 0.31 to its class",
+        "subject 0.91, class 0.31",
         "among the nearest to your class; its kind is close",
     ):
         assert said in words
@@ -143,7 +143,7 @@ def test_marks_stand_where_another_rule_differs_and_nowhere_else(project):
         (
             "valid",
             3.0,
-            "fits “disagrees with your subject” 20 times better than “agrees”, but not so far that it could not help.",
+            "fits “disagrees with your subject” 20 times better than “agrees”, but it is not too far off to help.",
         ),
         ("harmful", 3.0, "fits “disagrees with your subject” 20 times better than “agrees”."),
         ("harmful", 900.0, "over 1,000 times"),
