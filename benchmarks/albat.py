@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import record
 import torch
@@ -204,17 +205,18 @@ def growth(bench: Bench, counts: tuple[int, ...]) -> list[tuple[int, float, floa
 
 
 def plot(found: list[tuple[int, float, float]], path) -> float:
-    """Draw seconds against candidates with the line through the origin; returns the largest relative distance from it."""
+    """Draw seconds against candidates with the line that is nearest in relative distance; returns the largest of these."""
     points = [(n, sketching + judging) for n, sketching, judging in found]
     from matplotlib import pyplot as plt
 
-    slope = sum(n * s for n, s in points) / sum(n * n for n, _ in points)
+    counts, took = np.array(points).T
+    start, slope = np.linalg.lstsq(np.stack([1 / took, counts / took], 1), np.ones(len(took)))[0]
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
     axes.plot(*zip(*points), "o")
-    axes.plot([0, points[-1][0]], [0, slope * points[-1][0]], "-", linewidth=1)
+    axes.plot([0, counts[-1]], [start, start + slope * counts[-1]], "-", linewidth=1)
     axes.set(xlabel="candidates", ylabel="seconds of a selection")
     figure.savefig(path, dpi=130)
-    return max(abs(s - slope * n) / (slope * n) for n, s in points)
+    return float(max(abs((start + slope * counts) / took - 1)))
 
 
 def main() -> None:
@@ -230,7 +232,13 @@ def main() -> None:
         times = paired(bench, 2 if args.quick else 15)
     points = growth(bench, COUNTS[:1] if args.quick else COUNTS)
     memory = {variant: peak_memory(variant) for variant in VARIANTS}
-    prune = pruning(3 if args.quick else 20)
+    write(times, memory, points, pruning(3 if args.quick else 20))
+
+
+def write(
+    times: dict[str, list[float]], memory: dict[str, float], points: list[tuple[int, float, float]], prune: dict[str, float]
+) -> None:
+    """Write what was measured into docs/benchmarks."""
     record.DOCS.mkdir(parents=True, exist_ok=True)
     away = plot(points, record.DOCS / "albat.png")
 
@@ -268,7 +276,7 @@ Memory is the peak beyond the loaded model, relative to the step's, each in a pr
 | --- | --- | --- | --- |
 {table}
 
-A selection among more candidates, each another picture: the farthest point is {away:.0%} off the line through the origin.
+A selection among more candidates, each another picture: the farthest point is {away:.0%} off a straight line.
 
 | candidates | seconds: sketching | seconds: grouping, judging, ranking |
 | --- | --- | --- |
@@ -286,7 +294,14 @@ and its predicted errors stand (`assess`: once a selection).
     headline = {f"speed_{v}": round(figures[v]["speed"], 3) for v in VARIANTS[1:]}
     headline |= {f"memory_{v}": round(figures[v]["memory"], 3) for v in VARIANTS[1:]}
     headline |= {f"prune_ms_{name}": round(ms, 1) for name, ms in prune.items()} | {"off_the_line": round(away, 3)}
-    everything = {"passes": figures, "growth": points, "prune_ms": prune, "off_the_line": away}
+    everything = {
+        "passes": figures,
+        "seconds": times,
+        "mebibytes": memory,
+        "growth": points,
+        "prune_ms": prune,
+        "off_the_line": away,
+    }
     record.write("albat", everything, text, headline)
 
 
