@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from bat_ui.evaluation.plan import Job, picture_path
+from bat_ui.evaluation.rules import WHEN, WITHOUT_PICTURES
 from bat_ui.evaluation.subjects import load_case
 from bat_ui.evaluation.values import (
     Point,
@@ -29,7 +30,7 @@ def plot_bars(by_rule: dict[str, list[dict]], out: Path) -> str:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True)
     for axis, (label, at) in zip(axes, (("best", at_best_step), ("last", at_last_step))):
         none = at(by_rule.get("none", []))
-        rules = [rule for rule in by_rule if rule != "none" and log_ratios(at(by_rule[rule]), none)]
+        rules = [r for r in by_rule if r not in WITHOUT_PICTURES and log_ratios(at(by_rule[r]), none)]
         for i, rule in enumerate(rules):
             logs = log_ratios(at(by_rule[rule]), none)
             mean, *ends = (math.exp(x) for x in (mean_over_families(logs), *family_interval(logs)))
@@ -45,19 +46,21 @@ def plot_bars(by_rule: dict[str, list[dict]], out: Path) -> str:
 
 
 def plot_curves(by_rule: dict[str, list[dict]], out: Path) -> str:
-    """Each rule beside `none` at the same step of the same runs, for rules have not all the same runs."""
+    """Each rule beside `none` at the same step of the same runs, for rules have not all the same runs; without the controls
+    and parts of ALBAT, which would lie on it."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.6))
     ticks = sorted({r["step"] for rows in by_rule.values() for r in rows if r["step"]})
     for axis, measure in zip(axes, ("heldout_loss", "prior_loss")):
-        for i, (rule, rows) in enumerate(by_rule.items()):
-            if rule in ("backbone", "none"):
+        colours = iter(plt.cm.tab10.colors)
+        for rule, rows in by_rule.items():
+            if rule in (*WITHOUT_PICTURES, *WHEN) or rule.startswith("albat_"):
                 continue
             parts = [log_ratios(*(_at_step(r, step, measure) for r in (rows, by_rule.get("none", [])))) for step in ticks]
             means = [math.exp(mean_over_families(logs)) if logs else float("nan") for logs in parts]
-            wide = 2.6 if rule == "albat" else 1.2
-            axis.plot(ticks, means, marker="o", markersize=3, linewidth=wide, label=rule, color=plt.cm.tab20(i % 20))
+            colour, wide = ("black", 2.6) if rule == "albat" else (next(colours), 1.2)
+            axis.plot(ticks, means, marker="o", markersize=3, linewidth=wide, label=rule, color=colour)
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_xticks(ticks, ticks)
