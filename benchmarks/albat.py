@@ -206,13 +206,12 @@ def growth(bench: Bench, counts: tuple[int, ...]) -> list[tuple[int, float, floa
 
 def plot(found: list[tuple[int, float, float]], path) -> float:
     """Draw seconds against candidates with the line that is nearest in relative distance; returns the largest of these."""
-    points = [(n, sketching + judging) for n, sketching, judging in found]
     from matplotlib import pyplot as plt
 
-    counts, took = np.array(points).T
+    counts, took = np.array([(n, sketching + judging) for n, sketching, judging in found]).T
     start, slope = np.linalg.lstsq(np.stack([1 / took, counts / took], 1), np.ones(len(took)))[0]
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    axes.plot(*zip(*points), "o")
+    axes.plot(counts, took, "o")
     axes.plot([0, counts[-1]], [start, start + slope * counts[-1]], "-", linewidth=1)
     axes.set(xlabel="candidates", ylabel="seconds of a selection")
     figure.savefig(path, dpi=130)

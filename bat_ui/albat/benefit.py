@@ -70,7 +70,7 @@ class Picks:
     ones first, then allowed ones, among these `last` ones last, each once, at most limit."""
 
     def __init__(
-        self, count: int, allowed: Tensor | None, forced: Tensor | None, limit: int | None, last: Tensor | None = None
+        self, count: int, allowed: Tensor | None, forced: Tensor | None, limit: int | None = None, last: Tensor | None = None
     ) -> None:
         allowed = torch.ones(count, dtype=torch.bool) if allowed is None else allowed.cpu()
         forced = torch.zeros(count, dtype=torch.bool) if forced is None else forced.cpu()

@@ -94,7 +94,6 @@ def rank_by_score(
     weight: float = 1.0,
     allowed: Tensor | None = None,
     forced: Tensor | None = None,
-    limit: int | None = None,
     fine: int = FINE,
     pool: int = POOL,
 ) -> Ranking:
@@ -110,7 +109,7 @@ def rank_by_score(
     Pools and blocks as in rank_by_benefit. Cost O(f n k + n r k) a block.
     """
     folds, _, size = judges.shape
-    picks = Picks(len(curvature), allowed, forced, limit)
+    picks = Picks(len(curvature), allowed, forced)
     # One row holds a candidate's gradients at all folds, so that scoring everyone is one matrix-vector product.
     gradients, curvature = gradients[:, picks.places].transpose(0, 1).flatten(1), curvature[picks.places]
     truth = judges.mean(1)

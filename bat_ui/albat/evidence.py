@@ -20,6 +20,7 @@ CUTOFF = 1e-8  # eigenvalues of a curvature below this part of the largest one a
 # The least part of the images' unexplained scatter that is noise: on sketches of real images a likelihood that was free to
 # go lower took a thousandth at times, and then called half of the groups harmful, or all of them valid.
 NOISE_PART = 0.1
+SMALLEST = 4  # images of a group: with fewer, their scatter does not tell noise from a pull
 INTERVAL = 1.92  # half the 95 % quantile of chi-squared with one degree of freedom
 
 
@@ -170,20 +171,20 @@ def disagreements(observed: Observed) -> Tensor:
 def unexplained_scatter(gradients: Sequence[Tensor], curvatures: Sequence[Tensor], observed: Observed) -> float:
     """What sigma^2 would be if all that the images' curvatures leave unexplained of their gradients were noise.
 
-    Where no group has four images, all of them together count as one; 0 if these are not four either.
+    Where no group has SMALLEST images, all of them together count as one; 0 if these are no more either.
 
     gradients (n_j, k) and curvatures (n_j, r, k) of each group's images, `observed` the groups. One half of a group's images
     says where its optimum lies, which with their own curvatures predicts the gradients of the other half, and the other way
     round; what is left differs from image to image. Of several ridges, parts of the largest curvature, that one counts which
     predicts best, or no prediction at all if all do worse. Measured as `white` is.
     """
-    if max(map(len, gradients)) < 4 <= sum(map(len, gradients)):
-        gradients, curvatures = [torch.cat(list(gradients))], [torch.cat(list(curvatures))]
+    if max(map(len, gradients)) < SMALLEST <= sum(map(len, gradients)):
+        gradients, curvatures = [torch.cat(tuple(gradients))], [torch.cat(tuple(curvatures))]
         observed = observe([gradients[0].sum(0)], curvatures)
     parts = (1.0, 0.1, 0.01)
     left, ranks = torch.zeros(1 + len(parts), dtype=torch.float64), 0
     for own, curvature, basis, values in zip(gradients, curvatures, observed.basis, observed.values):
-        if len(own) < 4:
+        if len(own) < SMALLEST:
             continue
         own, curvature, seen = own.double(), curvature.double(), values > 0
         if not seen.any():  # gradients that are all zero tell nothing

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bat_ui.albat.evidence import (
+    SMALLEST,
     Likelihood,
     Observed,
     Posterior,
@@ -27,7 +28,6 @@ from bat_ui.albat.evidence import (
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
 TOLERANCE = 0.05  # largest disagreement of a valid group by default, as a part of the prior variance 1 / delta
-SMALLEST = 4  # images: with fewer, their scatter does not tell noise from a pull
 POWER = 2.0  # log-likelihood ratio that a disagreement of ten times the tolerance must be able to reach
 
 
@@ -51,9 +51,8 @@ class GroupVerdict:
     def middle(self) -> float:
         """The disagreement to reckon with, between the ends of the interval: the likeliest one of a small group is often
         none at all, where it only cannot tell.  What was not judged counts as an adapter that knows nothing."""
-        if self.verdict == UNKNOWN:
-            return max(self.disagreement, 1.0)
-        return sum(self.interval) / 2 if math.isfinite(self.interval[1]) else max(self.disagreement, 1.0)
+        judged = self.verdict != UNKNOWN and math.isfinite(self.interval[1])
+        return sum(self.interval) / 2 if judged else max(self.disagreement, 1.0)
 
 
 @dataclass(frozen=True)

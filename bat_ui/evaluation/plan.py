@@ -130,9 +130,9 @@ def _wanted(settings: EvaluationSettings) -> list[str]:
 
 def _grid(rule: str, settings: EvaluationSettings, rows: Sequence[dict]) -> list[tuple[int | None, float | None]]:
     """The (number, strength) pairs that a rule runs with."""
-    number, strength = (None if settings.tuning else tuned(rows, rule)) or (DEFAULT_NUMBER, DEFAULT_STRENGTH)
-    if rule in OWN_NUMBER:
-        number, strength = None, DEFAULT_STRENGTH
+    own = rule in OWN_NUMBER
+    best = None if own or settings.tuning else tuned(rows, rule)
+    number, strength = best or (None if own else DEFAULT_NUMBER, DEFAULT_STRENGTH)
     numbers = settings.numbers or (TUNING_NUMBERS if settings.tuning else (number,))
     strengths = settings.strengths or (TUNING_STRENGTHS if settings.tuning else (strength,))
     if rule in WITHOUT_NUMBER:

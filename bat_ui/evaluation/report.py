@@ -41,8 +41,9 @@ from bat_ui.evaluation.values import (
 )
 
 COMMANDS = "commands.txt"  # every command that added to the results
-SAME = 0.005  # of a loss: before backbone pictures come in all runs are one, and came out this near on different machines;
-# later ones less so, and the report says how far apart
+# Of a loss: before backbone pictures come in all runs are one, and came out this near on different machines.  Later they are
+# less near, and the report says how far apart.
+SAME = 0.005
 PREDICTIONS = {
     "rho": "rho, as ranked",
     "rho_sandwich": "rho, sandwich form, as trained",
@@ -135,8 +136,8 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
                 f"- {sum(early):.0f} of {len(early)} runs of `{rule}` are lowest at the first step that was measured: a "
                 "run stopped earlier may have been better still."
             )
-    again = repeated(by_rule.get("albat", []))
-    for step in sorted(again)[-1:]:
+    if again := repeated(by_rule.get("albat", [])):
+        step = max(again)
         apart = f"{100 * statistics.median(again[step]):.1f} % in the median and {100 * max(again[step]):.1f} % at most"
         lines.append(f"- {len(again[step])} runs of `albat` were made twice: at step {step} their losses are {apart} apart.")
     judged = [r["verdicts"] for r in by_rule.get("albat", []) if r.get("verdicts") and r["step"] == r["total_steps"]]

@@ -38,7 +38,7 @@ KEY = (
     "config",
     "selection",
 )
-DRAWN = ("generation", "clip_i", "clip_member", "pixel_rmse", "clip_t", "diversity", "pres", "validation")
+DRAWN = ("clip_i", "clip_member", "pixel_rmse", "clip_t", "diversity", "pres", "validation")  # measured on samples
 PREDICTED = ("rho", "rho_sandwich", "rho_cross_fit", "predicted_by")
 
 
@@ -104,7 +104,7 @@ def read_rows(results: Path) -> list[dict]:
             continue
         first["heldout_again"] = row["heldout_loss"]
         if row["generation"]:
-            first |= {name: row[name] for name in DRAWN if name in row}
+            first |= {name: row[name] for name in ("generation", *DRAWN) if name in row}
         if first.get("rho") is None:
             first |= {name: row.get(name) for name in PREDICTED}
     return list(rows.values())

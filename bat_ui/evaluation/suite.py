@@ -24,6 +24,7 @@ from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.evaluation import metrics
 from bat_ui.evaluation.plan import DEFAULT_STRENGTH, EvaluationSettings, Job, picture_path
 from bat_ui.evaluation.results import (
+    DRAWN,
     append_row,
     backbone_digest,
     config_of,
@@ -47,7 +48,7 @@ from bat_ui.validation import METRICS, Validation
 
 PROMPTS, SAMPLES = 2, 4  # for diversity: samples of different seeds for each of so many prompts
 CLASS_SAMPLES = 8  # for PRES
-MEASURES = ("heldout_loss", "clip_i", "clip_member", "pixel_rmse", "clip_t", "diversity", "pres", "prior_loss", "validation")
+MEASURES = ("heldout_loss", "prior_loss", *DRAWN)
 
 
 def run(
