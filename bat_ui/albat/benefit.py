@@ -284,7 +284,10 @@ def design_weights(
     return share
 
 
-def gradient_cosine(gradients: Tensor, adaptation_gradients: Tensor) -> Tensor:
-    """The baseline score of LESS (n,): cosine of each candidate's gradient with the adaptation's mean gradient."""
-    target = adaptation_gradients.reshape(-1, gradients.shape[-1]).mean(0)
-    return torch.nn.functional.cosine_similarity(gradients, target[None], dim=1)
+def gradient_cosine(gradients: Tensor, judges: Tensor) -> Tensor:
+    """The baseline score of LESS (n,): cosine of each candidate's gradient with the mean gradient of left-out subject
+    images, at the same surrogate, as a mean over the folds' surrogates (LESS sums over checkpoints).
+
+    gradients (f, n, k): the candidates' at each fold's surrogate; judges (f, d, k): the left-out images' there, in d draws.
+    """
+    return torch.nn.functional.cosine_similarity(gradients, judges.mean(1, keepdim=True), dim=-1).mean(0)

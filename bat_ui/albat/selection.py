@@ -319,7 +319,7 @@ def _rank(
     if rule in ("albat", "without_validity", "without_benefit"):
         score = -torch.linspace(0, 1, len(s.ids)) - 2.0 * last
     else:
-        score = gradient_cosine(s.gradients, s.judges)
+        score = gradient_cosine(s.fold_gradients, s.judges)
     order = torch.argsort(score + 4.0 * first, descending=True, stable=True)
     order = order[(allowed | first)[order]]
     return Ranking(order, score[order], score.new_zeros(0))

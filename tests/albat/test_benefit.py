@@ -155,6 +155,9 @@ def test_design_weights_lower_the_error_at_the_same_total():
     torch.testing.assert_close(weights[0], weights[6])
 
 
-def test_gradient_cosine_is_the_cosine_with_the_mean_gradient():
-    g, a = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, -1.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])
-    torch.testing.assert_close(gradient_cosine(g, a), torch.tensor([0.7071068, 0.7071068, -1.0]))
+def test_gradient_cosine_is_that_with_each_fold_s_own_judges_at_its_own_surrogate():
+    gradients = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-1.0, -1.0]], [[0.0, 5.0], [0.0, 5.0], [1.0, 0.0]]])
+    judges = torch.tensor([[[1.0, 0.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 2.0]]])  # means along (1, 1) and (0, 1)
+    expected = torch.tensor([(0.5**0.5 + 1) / 2, (0.5**0.5 + 1) / 2, -0.5])
+    torch.testing.assert_close(gradient_cosine(gradients, judges), expected)
+
