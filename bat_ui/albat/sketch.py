@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from bat_ui.errors import UserError
 
+# Numbers of one weight's gradients that exist at a time: in the caches of a CPU; many on a GPU, which likes large products.
+AT_ONCE, MOST_AT_ONCE = {"cpu": 2**19}, 2**26
 Predict = Callable[[Any, slice], tuple[Tensor, Tensor, Tensor | float]]
 
 
@@ -209,30 +212,37 @@ class _Tap:
         x = saved[0]
         if self.last:
             saved.clear()  # frees the input as the backward goes on, as plain training does
-        blocks = self.images * (1 if self.mix is None else self.draws)
-        values = _weight_gradients(module, x, grad, blocks).view(self.images, -1, module.weight.numel())
-        if self.mix is not None:
-            values = self.mix.to(torch.float32) @ values.float()
-        rows = self.projection.apply(name, values.reshape(-1, values.shape[2]))
-        self.total += rows.view(self.total.shape)
+        numbers = self.draws * module.weight.numel()  # of an image
+        at_once = max(AT_ONCE.get(grad.device.type, MOST_AT_ONCE) // numbers, 1)
+        x, grad = (t.unflatten(0, (self.images, -1)).split(at_once) for t in (x, grad))
+        mixes = repeat(None) if self.mix is None else self.mix.split(at_once)
+        for total, mix, *pair in zip(self.total.split(at_once), mixes, x, grad):
+            values = _weight_gradients(module, *(t.flatten(0, 1) for t in pair), len(total), self.draws, mix)
+            total += self.projection.apply(name, values.flatten(0, 1)).view_as(total)
 
 
-def _weight_gradients(module: nn.Module, x: Tensor, grad: Tensor, blocks: int) -> Tensor:
-    """(blocks, p): of the weight of a Linear or Conv2d, for each block of rows of its input and its output's gradient."""
-    x = x.to(grad.dtype)
-    if isinstance(module, nn.Linear):  # tokens, and draws where they share a block, are summed inside one product
+def _weight_gradients(module: nn.Module, x: Tensor, grad: Tensor, images: int, draws: int, mix: Tensor | None) -> Tensor:
+    """(images, s, p): of the weight of a Linear or Conv2d, from its input and its output's gradient, image by image; the
+    draws summed (mix None, s = 1) or combined by mix (images, s, draws)."""
+    x, wide = x.to(grad.dtype), False
+    if isinstance(module, nn.Linear):  # tokens, and draws that are only to be summed, are summed inside one product
+        blocks = images if mix is None else images * draws
         x, grad = (t.reshape(blocks, -1, t.shape[-1]) for t in (x, grad))
-        return (grad.mT @ x).flatten(1)
-    if module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0):
+        found = grad.mT @ x
+    elif module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0):
         found = grad.flatten(2) @ x.flatten(2).mT
     else:
-        found = _wide_gradients(module, x, grad)
-    return found.flatten(1).view(blocks, len(x) // blocks, -1).sum(1, dtype=torch.float32)
+        found, wide = _wide_gradients(module, x, grad), True
+    found = found.view(images, -1, module.weight.numel()).float()
+    found = found.sum(1, keepdim=True) if mix is None else mix.float() @ found
+    if wide:  # to the weight's own order, when there are as few as there will be
+        found = found.view(images, found.shape[1], module.out_channels, -1, module.in_channels).mT.reshape(found.shape)
+    return found
 
 
 def _wide_gradients(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
-    """(n, out, in, kernel). The gradient is unfolded onto the input's grid, not the input onto the gradient's: a LoRA down
-    convolution has fewer channels out than in."""
+    """(n, out * kernel, in). The gradient is unfolded onto the input's grid, not the input onto the gradient's: a LoRA
+    down convolution has fewer channels out than in."""
     pads = []
     for axis in (0, 1):
         stride, size, out = conv.stride[axis], x.shape[2 + axis], grad.shape[2 + axis]
@@ -248,8 +258,7 @@ def _wide_gradients(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
     rows, columns = (range(0, n * d, d) for n, d in zip(conv.kernel_size, conv.dilation))
     shifted = [grad[:, :, i : i + height, j : j + width] for i in reversed(rows) for j in reversed(columns)]
     patches = torch.stack(shifted, 2)  # (n, out, kernel, h, w)
-    found = patches.reshape(len(x), -1, height * width) @ x.flatten(2).mT
-    return found.view(len(x), conv.out_channels, -1, conv.in_channels).mT.contiguous()
+    return patches.reshape(len(x), -1, height * width) @ x.flatten(2).mT
 
 
 @contextmanager

@@ -160,4 +160,3 @@ def test_gradient_cosine_is_that_with_each_fold_s_own_judges_at_its_own_surrogat
     judges = torch.tensor([[[1.0, 0.0], [3.0, 4.0]], [[0.0, 1.0], [0.0, 2.0]]])  # means along (1, 1) and (0, 1)
     expected = torch.tensor([(0.5**0.5 + 1) / 2, (0.5**0.5 + 1) / 2, -0.5])
     torch.testing.assert_close(gradient_cosine(gradients, judges), expected)
-
