@@ -11,12 +11,13 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from bat_ui.errors import UserError, explained
 from bat_ui.options import build_parser, settings_of
 from bat_ui.reporter import PictureBar, Reporter, Stopped
-from bat_ui.settings import GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
+from bat_ui.settings import BackboneSettings, GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +49,8 @@ def _personalize(args: argparse.Namespace) -> None:
     training = settings_of(TrainingSettings, args, backbone)
     with Reporter(project, "select") as report:
         line.select(project, backbone, settings_of(SelectionSettings, args, backbone), training, report)
-    _run_training(project, backbone, args)
-    _draw(project, backbone, args)
+    if _run_training(project, backbone, args):
+        _draw(project, backbone, args)
 
 
 def _select(args: argparse.Namespace) -> None:
@@ -59,7 +60,8 @@ def _select(args: argparse.Namespace) -> None:
     if Project(args.subject).subject_marker.is_file():
         if args.class_noun or args.out or args.cut_out:
             raise UserError("--class-noun, --out and --cut-out go with a folder of pictures: leave them out for a project.")
-        project, backbone = Project(args.subject), _load(args, search=True)
+        project = Project(args.subject)
+        backbone = _load(args, project, search=True)
     elif not args.class_noun or not args.out:
         raise UserError("Give --class-noun and --out with a folder of pictures.")
     else:
@@ -80,9 +82,10 @@ def _choose(args: argparse.Namespace) -> None:
     if args.undo and history.undo(project) is None:
         raise UserError("There is nothing to undo: no change by hand since the selection.")
     before = choice = Choice.load(project.choice)
-    clip = additions.clip_model(args.clip or clip_of(args.backbone)) if args.find or args.add or args.own else None
+    model = _model(args, project)
+    clip = additions.clip_model(model.clip or clip_of(model.backbone)) if args.find or args.add or args.own else None
     if args.find:
-        template = template_of(args.backbone)
+        template = template_of(model.backbone)
         for found in additions.search_store(additions.store_of(choice), clip, args.find, template=template):
             print(f"{found.id}  {found.similarity:.3f}  {found.caption}")
         return
@@ -120,17 +123,20 @@ def _train(args: argparse.Namespace) -> None:
         _run_training(project, backbone, args, args.resume)
 
 
-def _run_training(run, backbone, args: argparse.Namespace, resume: bool = False) -> None:
+def _run_training(run, backbone, args: argparse.Namespace, resume: bool = False) -> bool:
+    """False if it was stopped before its end."""
     from bat_ui import line
     from bat_ui.training.processes import processes
 
     kinds = (TrainingSettings, ValidationSettings)
     training, validation = (settings_of(kind, args, backbone, run.remembered(kind) if resume else None) for kind in kinds)
     if not processes().is_main:  # of several that a launcher started; the main one tells and stops
-        line.run_training(run, backbone, training, resume=resume)
-        return
+        return line.run_training(run, backbone, training, resume=resume)
     with Reporter(run, "train") as report:
         report.finished = line.run_training(run, backbone, training, report, report.stop_asked, resume, validation)
+    if not report.finished:
+        print(f"Stopped and saved. `python -m bat_ui train {run.folder} --resume` goes on from here.", file=sys.stderr)
+    return report.finished
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -174,7 +180,7 @@ def _export(args: argparse.Namespace) -> int:
     small = {"device": "cpu", "dtype": torch.bfloat16}
     with Reporter(project, "export") as report:
         report(f"Preparing {args.format}", 0, 1)
-        folder, checks = export(project, args.format, args.to, lambda: _load(args, **small), args.zip)
+        folder, checks = export(project, args.format, args.to, lambda: _load(args, project, **small), args.zip)
         if args.zip:
             packed(folder, checks)
     for check in checks:
@@ -273,7 +279,8 @@ def _prepare(args: argparse.Namespace):
 
 
 def _open(args: argparse.Namespace):
-    return _project(args), _load(args)
+    project = _project(args)
+    return project, _load(args, project)
 
 
 def _project(args: argparse.Namespace):
@@ -285,12 +292,20 @@ def _project(args: argparse.Namespace):
     return project
 
 
-def _load(args: argparse.Namespace, search: bool = False, **options):
-    """The backbone that the options name, with `search` its CLIP model, too; what is missing is fetched by consent."""
+def _model(args: argparse.Namespace, project=None) -> BackboneSettings:
+    """The model that the options name; what they leave out is the project's, unless they name another backbone."""
+    remembered = project.remembered(BackboneSettings) if project and not args.backbone else BackboneSettings()
+    names = (field.name for field in fields(BackboneSettings))
+    return replace(remembered, **{name: value for name in names if (value := getattr(args, name)) is not None})
+
+
+def _load(args: argparse.Namespace, project=None, search: bool = False, **options):
+    """The backbone that `_model` names, with `search` its CLIP model, too; what is missing is fetched by consent."""
     from bat_ui.backbones import load_backbone, needed_downloads
 
-    fetch(needed_downloads(args.backbone, args.clip, search), args.download)
-    return load_backbone(args.backbone, clip=args.clip, prediction=args.prediction, memory=args.memory, **options)
+    model = _model(args, project)
+    fetch(needed_downloads(model.backbone, model.clip, search), args.download)
+    return load_backbone(model.backbone, clip=model.clip, prediction=model.prediction, memory=args.memory, **options)
 
 
 def fetch(downloads: Sequence, agreed: bool) -> None:

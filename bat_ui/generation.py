@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import SafetensorError
 
+from bat_ui.backbones.checkpoints import quiet
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
 from bat_ui.project import Progress
@@ -45,17 +46,19 @@ def generate(
     images: list[Image.Image] = []
 
     def after_step(_pipeline, step: int, _timestep, values: dict) -> dict:
+        batches = math.ceil(len(prompts) / backbone.preset.pictures)
         done = len(images) // backbone.preset.pictures * settings.steps
-        progress(what, done + step + 1, settings.steps * math.ceil(len(prompts) / backbone.preset.pictures))
+        progress(what, done + min(step + 1, settings.steps), settings.steps * batches)  # some schedulers take a step more
         return values
 
     try:
         at_once = backbone.preset.pictures
-        with backbone.drawing():
+        with backbone.drawing(), quiet():
             for first in range(0, len(prompts), at_once):
                 seeds = range(first, min(first + at_once, len(prompts)))
                 images += pipeline(
                     [prompts[i] for i in seeds],
+                    negative_prompt=[settings.negative_prompt] * len(seeds) if settings.negative_prompt else None,
                     num_inference_steps=settings.steps,
                     guidance_scale=settings.guidance,
                     generator=[torch.Generator().manual_seed(settings.seed + i) for i in seeds],
@@ -72,13 +75,15 @@ def _load_adapter(pipeline, folder: Path, scale: float) -> None:
     if not (folder / WEIGHTS).is_file():
         raise UserError("There is no trained adapter yet: run the training first.")
     try:
-        pipeline.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=LOADED)
-        pipeline.set_adapters(LOADED, scale)
+        with quiet():
+            pipeline.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=LOADED)
+            pipeline.set_adapters(LOADED, scale)
     except BaseException as problem:
         pipeline.unload_lora_weights()
         if isinstance(problem, torch.OutOfMemoryError) or not isinstance(problem, UNREADABLE):
             raise
-        raise UserError("The adapter cannot be read, or is of another backbone: run the training again.") from problem
+        said = "The adapter is damaged or of another backbone: use the backbone that it was trained on."
+        raise UserError(said) from problem
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: int = 128) -> Image.Image:

@@ -30,7 +30,7 @@ from bat_ui.search import choose_at_random, choose_by_albat, choose_nearest, ope
 from bat_ui.settings import RULES, GenerationSettings, SelectionSettings, TrainingSettings, ValidationSettings
 from bat_ui.store.table import Store
 from bat_ui.subject import Box, Subject, prepare_subject
-from bat_ui.training.checkpoint import latest_checkpoint, restore_checkpoint, save_checkpoint
+from bat_ui.training.checkpoint import check_backbone, latest_checkpoint, restore_checkpoint, save_checkpoint
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora, save_lora
 from bat_ui.training.processes import processes
@@ -110,6 +110,7 @@ def select(
     about = {key: value for key, value in choice.store.items() if key != "place"}
     report = {"settings": settings, "chosen": len(choice.chosen), "store": about, "seconds": clock.seconds}
     report |= {"taken": counts(choice), "subject_made": made}
+    project.remember(backbone.asked)
     project.add_to_report("selection", report)
     return choice
 
@@ -128,28 +129,31 @@ def run_training(
     Writes losses.jsonl as it goes, a checkpoint every `settings.checkpoint_every` steps and when stopped, and the final
     adapter; with `validation`, samples and metrics of each checkpoint but a stopped one's.  With `resume` it goes on from
     the last complete checkpoint, to the same weights as an uninterrupted run, whatever ended it and whatever was drawn.
-    Raises UserError for a resume with settings or pictures that its checkpoints were not made with.
+    Raises UserError for a resume with a backbone, settings or pictures that its checkpoints were not made with, or where
+    all checkpoints are gone or damaged.  What an earlier run left stays until this one is ready to begin.
     """
     clock, together = Clock(), processes()
     checkpoint = latest_checkpoint(run.checkpoints) if resume else None
     if checkpoint is not None:
-        _check_resume(run, int(checkpoint.name.removeprefix(STEP)), settings)
+        _check_resume(run, int(checkpoint.name.removeprefix(STEP)), settings, backbone)
+    elif resume and (run.adapter or any(run.checkpoints.glob(f"{STEP}*"))):
+        raise UserError("No checkpoint of this run is whole, so it cannot go on: train anew, without resuming.")
     prepared = Subject.load(run.subject)
+    backbone.warn_of_long(prepared.captions)
     subject = prepared.encode(backbone, bucketed=backbone.photos)
     choice = _learned(run, settings)
     suggested = choice.suggested(settings)
     chosen = encode_chosen(backbone, run, choice, progress)
     clock.lap("encoding")
     together.wait()  # until all have looked for a checkpoint
-    if together.is_main:
-        _clear(run, everything=checkpoint is None)
-        choice.save(run.learned_from)
-        run.remember(settings, *([validation] if validation else []))
     finished = True
     with lora(backbone, settings.rank, settings.seed, settings.text_encoder) as weights:
         optimizer = new_optimizer(weights, settings, backbone.preset)
         start = restore_checkpoint(checkpoint, weights, optimizer) if checkpoint else 0
         if together.is_main:
+            _clear(run, everything=checkpoint is None)
+            choice.save(run.learned_from)
+            run.remember(settings, backbone.asked, *([validation] if validation else []))
             keep_json_lines(run.losses, lambda row: row["step"] <= start)  # no step is logged twice
         validate = Validation(run, backbone, prepared, validation, start, progress) if validation else lambda step: None
         due = {*range(0, settings.steps, settings.checkpoint_every), settings.steps}
@@ -214,8 +218,9 @@ def _learned(run: Run, settings: TrainingSettings) -> Choice:
     return choice if settings.strength else Choice("none", (), 0)
 
 
-def _check_resume(run: Run, start: int, settings: TrainingSettings) -> None:
+def _check_resume(run: Run, start: int, settings: TrainingSettings, backbone: Backbone) -> None:
     """Raises UserError where a run with `start` steps behind it cannot go on, before anything of it is changed."""
+    check_backbone(run.checkpoints, backbone)
     if start > settings.steps:
         raise UserError(f"This run has {start} steps behind it: resume it for that many or more.")
     if run.learned_from.is_file() and Choice.load(run.learned_from) != _learned(run, settings):
@@ -242,6 +247,7 @@ def run_generation(
     samples.json says which is which; those of before are put aside.  Raises UserError for more prompts than samples.
     """
     clock, prompts = Clock(), settings.prompts_of_samples(prompts)
+    backbone.warn_of_long([*prompts, settings.negative_prompt])
     pictures = generate(backbone, prompts, settings, run.lora, progress)
     clock.lap("with_adapter")
     without = generate(backbone, prompts, settings, None, progress) if compare else []

@@ -45,6 +45,7 @@ HELP = {
     "validation_images": "pictures of each such prompt, 0 for none",
     "validation_steps": "denoising steps of each such picture",
     "num_images": "samples to draw, shared out among the prompts",
+    "negative_prompt": "what samples are not to show",
     "guidance": "how strictly samples follow the prompt",
     "sampling_steps": "denoising steps of a sample",
     "adapter_scale": "strength of the adapter in samples, 1 as trained",
@@ -119,8 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
     choose.add_argument("--find", metavar="WORDS", help="list pictures of the store that suit these words")
     choose.add_argument("--undo", action="store_true", help="take the last change back")
 
-    for verb in (whole, select, choose, train, generate, export):
-        add_backbone(verb)
+    add_backbone(whole)
+    for verb in (select, choose, train, generate, export):
+        add_backbone(verb, of_project=True)
 
     _add_evaluate(verbs)
     _add_ingest(verbs)
@@ -189,11 +191,14 @@ def _verb(verbs, name: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_backbone(parser: argparse.ArgumentParser) -> None:
-    """The options that name a backbone and how it is loaded."""
+def add_backbone(parser: argparse.ArgumentParser, of_project: bool = False) -> None:
+    """The options that name a backbone and how it is loaded; `of_project`, left out they are as a project remembers them."""
     group = parser.add_argument_group("backbone")
     text = "sticker, sd15, sd21, sdxl, a diffusers folder, a .safetensors file or OWNER/NAME on the Hugging Face hub"
-    group.add_argument("--backbone", default="sticker", help=f"the backbone to adapt: {text} (default: %(default)s)")
+    default = "the project's, else sticker" if of_project else "sticker"
+    group.add_argument(
+        "--backbone", default=None if of_project else "sticker", help=f"the backbone to adapt: {text} (default: {default})"
+    )
     group.add_argument("--clip", metavar="MODEL", help="the CLIP model to search with: an open_clip NAME:TAG or a folder")
     group.add_argument("--prediction", choices=PREDICTIONS, help="what a single file's UNet predicts, if it is misjudged")
     group.add_argument(

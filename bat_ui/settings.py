@@ -25,6 +25,15 @@ MOST_PROMPTS = 3  # at each checkpoint, where the subject's captions are the pro
 
 
 @dataclass(frozen=True)
+class BackboneSettings:
+    """Which model is adapted; `clip` and `prediction` None where they are its own."""
+
+    backbone: str = "sticker"
+    clip: str | None = None
+    prediction: str | None = None  # one of PREDICTIONS
+
+
+@dataclass(frozen=True)
 class SelectionSettings:
     """How backbone pictures are chosen."""
 
@@ -83,6 +92,7 @@ class GenerationSettings:
     """How samples are drawn."""
 
     num_images: int = 8  # shared out among the prompts
+    negative_prompt: str = ""  # what no sample is to show
     guidance: float = 3.0
     steps: int = 25
     adapter_scale: float = 1.0
@@ -109,11 +119,12 @@ FOR_PHOTOS = {
 
 
 LEAST = {"lr_warmup_steps": 0, "strength": 0, "subject_steps": 0, "validation_images": 0, "seed": 0, "draws": 2}  # others: 1
+MOST_SEED = 2**32 - 1  # as in other tools
 ANY = ("guidance", "adapter_scale")  # finite numbers
 
 
 def checked(settings: Settings) -> Settings:
-    """The settings.  Raises UserError for a number that is too small or none."""
+    """The settings.  Raises UserError for a number that is too small, too large or none."""
     for field in fields(settings):
         value, name = getattr(settings, field.name), field.name.replace("_", " ")
         if isinstance(value, float) and not math.isfinite(value):
@@ -123,6 +134,8 @@ def checked(settings: Settings) -> Settings:
         least = None if field.name in (*ANY, "learning_rate") else LEAST.get(field.name, 1)
         if least is not None and isinstance(value, (int, float)) and not isinstance(value, bool) and value < least:
             raise UserError(f"The {name} is {value:g}: give {least} or more.")
+        if field.name == "seed" and value > MOST_SEED:
+            raise UserError(f"The {name} is {value}: give {MOST_SEED} or less.")
     return settings
 
 

@@ -1,5 +1,7 @@
 """Samples: each from its own seed, the adapter only where it is asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,12 @@ def test_the_adapter_is_gone_after_its_samples(backbone, tmp_path):
     assert same(before, scaled) and same(before, after)
 
 
+def test_a_negative_prompt_is_what_guidance_leads_away_from(backbone):
+    """Guided away from the prompt itself, a sample is that of no guidance."""
+    away, none = replace(QUICK, guidance=5.0, negative_prompt="a cat"), replace(QUICK, guidance=1.0)
+    assert same(generate(backbone, ["a cat"], away)[0], generate(backbone, ["a cat"], none)[0])
+
+
 @pytest.mark.parametrize("prompts", [[], ["  "], ["cat", ""]])
 def test_empty_prompts_are_refused(backbone, prompts):
     with pytest.raises(UserError, match="prompt is empty"):
@@ -69,7 +77,7 @@ def test_a_wrong_adapter_is_refused_and_leaves_nothing_behind(name, backbone, tm
         path = save_lora(backbone, tmp_path)
     before, modules = generate(backbone, ["cat"], QUICK)[0], [n for n, _ in backbone.unet.named_modules()]
     WRONG_ADAPTERS[name](path, path.read_bytes())
-    with pytest.raises(UserError, match="adapter cannot be read"):
+    with pytest.raises(UserError, match="adapter is damaged"):
         generate(backbone, ["cat"], QUICK, tmp_path)
     assert same(before, generate(backbone, ["cat"], QUICK)[0])
     assert [n for n, _ in backbone.unet.named_modules()] == modules

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bat_ui import line
 from bat_ui.backbones import load_backbone
@@ -17,6 +17,7 @@ from bat_ui.cli import main
 from bat_ui.export.card import write_card
 from bat_ui.project import Project
 from bat_ui.samples import drawn_earlier, steps_with_samples
+from bat_ui.settings import BackboneSettings
 from bat_ui.web.words import run_name
 
 QUICK = ["--shortlist", "24", "--draws", "2", "--sketch-size", "64", "--steps", "4"]
@@ -211,9 +212,78 @@ def test_a_run_is_not_resumed_with_settings_that_its_checkpoints_were_not_made_w
     assert json.loads((tmp_path / "run" / "losses.jsonl").read_text().splitlines()[-1])["step"] == 5
 
 
+def other_model(folder, at):
+    """The backbone in `folder` with other weights of the same shapes, as a fine-tuned one has."""
+    shutil.copytree(folder, at)
+    for file in (at / "pipeline" / "unet").glob("*.safetensors"):
+        save_file({key: value + 0.05 for key, value in load_file(file).items()}, file, {"format": "pt"})
+    return at
+
+
+def files_of(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != "status"}
+
+
+def test_what_is_done_with_a_project_is_done_with_its_own_backbone(finished, tiny_backbone_folder, tmp_path):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    assert main(["train", str(tmp_path / "run"), "--resume", "--steps", "5"]) == 0
+    assert main(["generate", str(tmp_path / "run"), "--num-images", "1", "--sampling-steps", "1"]) == 0
+    assert main(["export", str(tmp_path / "run"), "--format", "diffusers"]) == 0
+    assert Project(tmp_path / "run").remembered(BackboneSettings).backbone == str(tiny_backbone_folder.resolve())
+
+
+@pytest.mark.parametrize("asked", [("train", "--resume", "--steps", "5"), ("export", "--format", "kohya")])
+def test_another_backbone_than_the_adapter_s_is_refused_and_changes_nothing(
+    asked, finished, tiny_backbone_folder, tmp_path, capsys
+):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    other = other_model(tiny_backbone_folder, tmp_path / "other")
+    before = files_of(tmp_path / "run")
+    assert main([asked[0], str(tmp_path / "run"), *asked[1:], "--backbone", str(other)]) == 2
+    assert "trained on another backbone" in capsys.readouterr().err
+    assert files_of(tmp_path / "run") == before
+    shutil.copytree(tiny_backbone_folder, tmp_path / "moved")
+    assert main([asked[0], str(tmp_path / "run"), *asked[1:], "--backbone", str(tmp_path / "moved")]) == 0
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_resumed_and_keeps_its_adapter(finished, tmp_path, capsys):
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    for state in (tmp_path / "run" / "checkpoints").glob("*/state.safetensors"):
+        state.write_bytes(state.read_bytes()[:-1])
+    before = files_of(tmp_path / "run")
+    assert main(["train", str(tmp_path / "run"), "--resume"]) == 2
+    assert "train anew, without resuming" in capsys.readouterr().err
+    assert files_of(tmp_path / "run") == before
+
+
+def test_what_an_earlier_training_left_stays_until_the_next_one_can_begin(
+    finished, tiny_backbone_folder, tmp_path, monkeypatch
+):
+    def no_room(*_):
+        raise MemoryError
+
+    _, out = finished
+    shutil.copytree(out, tmp_path / "run")
+    before = files_of(tmp_path / "run")
+    monkeypatch.setattr(line, "new_optimizer", no_room)
+    with pytest.raises(MemoryError):
+        line.run_training(Project(tmp_path / "run"), load_backbone(str(tiny_backbone_folder)), line.TrainingSettings(rank=2))
+    assert files_of(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [("--rank", "0"), ("--checkpoint-every", "0"), ("--learning-rate", "nan"), ("--learning-rate", "0"), ("--steps", "0")],
+    [
+        ("--seed", str(2**32)),
+        ("--rank", "0"),
+        ("--checkpoint-every", "0"),
+        ("--learning-rate", "nan"),
+        ("--learning-rate", "0"),
+        ("--steps", "0"),
+    ],
 )
 def test_a_setting_that_makes_no_sense_costs_nothing(wrong, finished, tiny_backbone_folder, tmp_path, capsys):
     _, out = finished

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bat_ui.backbones.checkpoints import MODEL_FILES, check_suffix, load_pipeline
+from bat_ui.backbones.checkpoints import MODEL_FILES, check_source, load_pipeline
 from bat_ui.backbones.hub import (
     REPOSITORIES,
     Download,
@@ -19,6 +19,7 @@ from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.errors import UserError
 from bat_ui.hardware import best_device, best_dtype, gigabytes
 from bat_ui.presets import choose_preset
+from bat_ui.settings import BackboneSettings
 from bat_ui.subject import STICKER_TEMPLATE, TEMPLATE
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -47,12 +48,14 @@ def load_backbone(
     device = torch.device(device or best_device())
     dtype = dtype or best_dtype(device)
     own = ASSETS / "sticker" if name == "sticker" else Path(name)
+    asked = BackboneSettings(_lasting(name), _lasting(clip), prediction)
     if name == "sticker" or (own / "pipeline").is_dir():
         if not (own / "pipeline" / "model_index.json").is_file():
             raise UserError("The sticker backbone's weights are missing: make them with `python -m bat_ui build-sticker`.")
         pipeline, _ = load_pipeline(own / "pipeline", dtype, prediction)
         parts = {"family": "sticker", "caption_template": STICKER_TEMPLATE, "lora_targets": STICKER_LORA_TARGETS}
-        return Backbone(name, pipeline=pipeline, device=device, clip_source=clip or clip_of(name), photos=False, **parts)
+        parts |= {"clip_source": clip or clip_of(name), "asked": asked}
+        return Backbone(name, pipeline=pipeline, device=device, photos=False, **parts)
     pipeline, family = load_pipeline(find_source(name), dtype, prediction)
     return Backbone(
         name=name,
@@ -63,7 +66,13 @@ def load_backbone(
         caption_template=TEMPLATE,
         lora_targets=LORA_TARGETS,
         preset=choose_preset(family, memory, gigabytes(device)),
+        asked=asked,
     )
+
+
+def _lasting(name: str | None) -> str | None:
+    """The name of a model as it is understood from any folder."""
+    return str(Path(name).resolve()) if name and name != "sticker" and Path(name).exists() else name
 
 
 def clip_of(name: str) -> str:
@@ -87,14 +96,13 @@ def needed_downloads(name: str, clip: str | None = None, search: bool = True) ->
 
 
 def find_source(name: str) -> Path:
-    """The folder or file of a photographic backbone on this machine.  Raises UserError if it is nowhere."""
+    """The folder or file of a photographic backbone on this machine, looked at but not loaded.
+
+    Raises UserError if it is nowhere, or at first sight none.
+    """
     path = Path(name)
-    if path.is_dir():
-        return path
-    if path.is_file() or path.suffix.lower() in MODEL_FILES:
-        check_suffix(path)
-        if not path.is_file():
-            raise UserError(f'There is no file "{name}": check the path.')
+    if path.exists() or path.suffix.lower() in MODEL_FILES:
+        check_source(path)
         return path
     if is_repository(name):
         return find_weights(name)

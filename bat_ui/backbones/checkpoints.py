@@ -17,6 +17,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
@@ -73,6 +74,17 @@ def load_pipeline(source: Path, dtype: torch.dtype, prediction: str | None = Non
     return pipeline, found.family
 
 
+def check_source(source: Path) -> None:
+    """Raises UserError for what can be told to be no backbone without reading its weights."""
+    if source.is_dir():
+        _kind_of_folder(source)
+        return
+    check_suffix(source)
+    if not source.is_file():
+        raise UserError(f'There is no file "{source}": check the path.')
+    recognise(source)
+
+
 def check_suffix(source: Path) -> None:
     """Raises UserError for a kind of file that can hold code, or that is none of ours."""
     name = shown_name(source)
@@ -91,7 +103,7 @@ def recognise(source: Path) -> Found:
             channels = file.get_slice(FIRST_CONVOLUTION).get_shape()[1] if FIRST_CONVOLUTION in keys else None
     except (SafetensorError, OSError) as problem:
         raise UserError(f"{name} cannot be read as a .safetensors file: download it again.") from problem
-    if any("lora_" in key or ".hada_" in key or "lokr_" in key for key in keys):
+    if any("lora" in key or ".hada_" in key or "lokr_" in key for key in keys):
         raise UserError(f"{name} is a LoRA, which is added to a backbone: give the backbone that it was trained for.")
     if any(key.startswith(("control_model.", "controlnet_")) for key in keys):
         raise UserError(f"{name} is a ControlNet, not a backbone: give a Stable Diffusion 1.5, 2.1 or XL checkpoint.")
@@ -137,21 +149,58 @@ def _from_file(source: Path, dtype: torch.dtype):
         pipeline = kind.from_single_file(
             str(source), config=str(CONFIGS / found.family), dtype=dtype, local_files_only=True, **parts
         )
-    except (ValueError, KeyError, RuntimeError, OSError) as problem:
+    except (ValueError, KeyError, RuntimeError, OSError, SingleFileComponentError) as problem:
         said = " ".join(str(problem).split())[:200]
         raise UserError(f"{shown_name(source)} is not a complete {found.family} checkpoint: {said}") from problem
+    _check_complete(pipeline, shown_name(source))
     return pipeline, found
 
 
-def _from_folder(source: Path, dtype: torch.dtype):
+def _check_complete(pipeline, name: str) -> None:
+    """Raises UserError where a file had no values for some weights."""
+    for part, module in _parts(pipeline):
+        lacking = [key for key, value in module.state_dict().items() if value.is_meta]
+        if lacking:
+            raise UserError(f"{name} is not complete: its {part} lacks {lacking[0]}. Download it again.")
+
+
+def _check_text_encoders(pipeline, source: Path) -> None:
+    """Raises UserError for a folder's text encoder that was given random numbers in place of weights it has no file of."""
+    for part, module in _parts(pipeline):
+        files = list((source / part).glob("*.safetensors"))
+        if not part.startswith("text_encoder") or not files:
+            continue
+        found = set()
+        for path in files:
+            with safe_open(path, "pt") as file:
+                found |= {key.replace("text_model.", "") for key in file.keys()}
+        wanted = {key.replace("text_model.", "") for key in module.state_dict()}
+        unknown = {key for key in found - wanted if not key.endswith("position_ids")}
+        if wanted - found and not unknown:  # else they go by other names, which the library knows
+            lacking = min(wanted - found)
+            raise UserError(f"{shown_name(source)} is not complete: its {part} lacks {lacking}. Download it again.")
+
+
+def _parts(pipeline) -> Iterator[tuple[str, torch.nn.Module]]:
+    for part in WEIGHTS:
+        if (module := getattr(pipeline, part, None)) is not None:
+            yield part, module
+
+
+def _kind_of_folder(source: Path) -> type:
+    """The pipeline that a diffusers folder says it is.  Raises UserError for any other folder."""
     name = shown_name(source)
     try:
         index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
-        kind = PIPELINES[index["_class_name"]]
+        return PIPELINES[index["_class_name"]]
     except FileNotFoundError as problem:
         raise UserError(f"{name} has no model_index.json: give a diffusers folder or a .safetensors file.") from problem
     except (ValueError, KeyError, TypeError) as problem:
         raise UserError(f"{name} is no plain Stable Diffusion 1.5, 2.1 or XL: other models are not supported.") from problem
+
+
+def _from_folder(source: Path, dtype: torch.dtype):
+    name, kind = shown_name(source), _kind_of_folder(source)
     weights = {part: [p.name for p in (source / part).glob("*.safetensors")] for part in WEIGHTS}
     if not weights["unet"]:
         raise UserError(f"{name} has no .safetensors weights in unet: pickled ones are not opened, since they can run code.")
@@ -166,6 +215,8 @@ def _from_folder(source: Path, dtype: torch.dtype):
         raise UserError(f"{name} is not a complete diffusers folder: {said}") from problem
     if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise UserError(f"{name} is an inpainting or editing model: give the plain text-to-image version of it.")
+    _check_complete(pipeline, name)
+    _check_text_encoders(pipeline, source)
     _check_tokenizers(pipeline, name)
     if kind is StableDiffusionXLPipeline:
         if pipeline.text_encoder is None:

@@ -6,10 +6,13 @@ go by training/lora.py.  Left out on purpose: finding and reading files (checkpo
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from textwrap import shorten
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -22,7 +25,11 @@ from bat_ui.backbones.encoded import Encoded
 from bat_ui.clip_space import ClipSpace
 from bat_ui.presets import PLENTY, Preset
 from bat_ui.seeds import stratified_timesteps
+from bat_ui.settings import BackboneSettings
 
+logger = logging.getLogger(__name__)
+
+PROBES = 64  # weights by which a backbone is known again
 BUCKET_STEPS = 16  # a bucket's sides are multiples of the resolution's 16th part, 64 pixels for SDXL
 
 
@@ -31,7 +38,7 @@ class Backbone:
     """The frozen model; make it with `backbones.load_backbone`.
 
     `family` is sticker, sd15, sd21 or sdxl. `lora_targets` are the names of the UNet's modules that an adapter is put on.
-    `photos`: its pictures have any shape, and are trained on in aspect-ratio buckets.
+    `photos`: its pictures have any shape, and are trained on in aspect-ratio buckets. `asked` is how it was named.
     """
 
     name: str
@@ -43,6 +50,7 @@ class Backbone:
     lora_targets: tuple[str, ...]
     photos: bool = True
     preset: Preset = PLENTY
+    asked: BackboneSettings = BackboneSettings()
 
     def __post_init__(self) -> None:
         self.pipeline.set_progress_bar_config(disable=True)
@@ -88,6 +96,21 @@ class Backbone:
         """What the UNet predicts: epsilon (the noise) or v_prediction (the velocity)."""
         return self.noise_scheduler.config.prediction_type
 
+    @property
+    def identity(self) -> dict:
+        """What a later run knows this model by: its name, family, prediction, and some numbers out of its UNet."""
+        weights = [p for name, p in self.unet.named_parameters() if p.ndim > 1 and "lora_" not in name]
+        probes = [p.flatten()[p.numel() // 2].item() for p in weights[:: math.ceil(len(weights) / PROBES)]]
+        return {"name": self.name, "family": self.family, "prediction": self.prediction, "probes": probes}
+
+    def is_that(self, identity: dict) -> bool:
+        """Whether an `identity` is of this model, in whatever precision and place it was then."""
+        own = self.identity
+        same = all(own[key] == identity[key] for key in ("family", "prediction"))
+        theirs = identity["probes"]
+        near = (math.isclose(a, b, rel_tol=0.01, abs_tol=1e-4) for a, b in zip(own["probes"], theirs))
+        return same and len(theirs) == len(own["probes"]) and all(near)
+
     @cached_property
     def clip(self) -> ClipSpace:
         """The CLIP space that goes with it, on the GPU if that has memory for both."""
@@ -125,6 +148,13 @@ class Backbone:
                 parts.append(self._text_states(captions[start : start + self.preset.pictures]))
         states, pooled = zip(*parts)
         return torch.cat(states), None if pooled[0] is None else torch.cat(pooled)
+
+    def warn_of_long(self, texts: Sequence[str]) -> None:
+        """Say of which texts the text encoder does not read the end."""
+        tokenizer = self.pipeline.tokenizer
+        for text in dict.fromkeys(texts):
+            if len(tokenizer.tokenize(text)) + 2 > tokenizer.model_max_length:
+                logger.warning("The model does not read the end of “%s”: it takes some 50 words.", shorten(text, 60))
 
     def with_text(self, images: Encoded) -> Encoded:
         """The same pictures with text states of the text encoders as they are now, through which gradients flow."""

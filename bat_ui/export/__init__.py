@@ -18,6 +18,7 @@ from bat_ui.export.lora import Check, write_diffusers, write_kohya
 from bat_ui.files import whole_folder, write_json, write_zip
 from bat_ui.project import Project
 from bat_ui.settings import ADAPTERS, DATASETS, EXPORTS
+from bat_ui.training.checkpoint import check_backbone
 
 __all__ = ["Check", "export", "packed"]
 
@@ -36,7 +37,7 @@ def export(
 
     `load` gives the backbone, which only ADAPTERS need.  An earlier export there is replaced once the new one is whole, and
     `zipped`, what `packed` made of it.  Raises UserError for an unknown format, other files in the place of these, or a
-    project that has not got so far.
+    project that has not got so far, or was trained on another backbone.
     """
     if format not in EXPORTS:
         raise UserError(f'There is no export format "{format}": choose one of {", ".join(EXPORTS)}.')
@@ -51,6 +52,8 @@ def export(
     if format in ADAPTERS and project.adapter is None:
         raise UserError("There is no trained adapter yet: run the training first.")
     backbone = load() if format in ADAPTERS else None
+    if backbone is not None:
+        check_backbone(project.checkpoints, backbone)
     with whole_folder(out.resolve()) as draft:
         (draft / MARKER).write_text(format + "\n", encoding="utf-8")
         checks = _write(project, format, backbone, draft)

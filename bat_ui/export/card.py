@@ -96,8 +96,11 @@ image = pipeline("{trigger}").images[0]
 
 
 def _store(store: dict) -> str:
-    proxy = "a set that stands in for the backbone's own training data, which is not public"
-    kind = proxy if store.get("proxy") else "the backbone's own training data"
+    kind = "the backbone's own training data"
+    if store.get("place"):
+        kind = "a store that the trainer gave as the backbone's training data"
+    if store.get("proxy"):
+        kind = "a set that stands in for the backbone's own training data, which is not public"
     said = [store.get("title"), f"licence: {store['licence']}" if store.get("licence") else None]
     return f"{kind} ({'; '.join(text for text in said if text)})" if any(said) else kind
 

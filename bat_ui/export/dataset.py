@@ -42,7 +42,8 @@ def write_kohya_dataset(project: Project, out: Path) -> list[Check]:
     subject, chosen = _subject(project), _chosen(project)
     settings = (read_json(project.report) or {}).get("training", {}).get("settings", {})
     part = backbone_part_of_run(Choice.load(project.choice).suggested(read_settings(TrainingSettings, settings)))
-    repeats = whole_repeats(len(chosen) / len(subject) * (1 - part) / part) if chosen and part else (1, 1)
+    chosen = chosen if part else []  # a run without their weight is the subject's alone
+    repeats = whole_repeats(len(chosen) / len(subject) * (1 - part) / part) if chosen else (1, 1)
     lines = ["[general]", 'caption_extension = ".txt"', "enable_bucket = true", "", "[[datasets]]"]
     lines += [f"resolution = {Subject.load(project.subject).size}", f"batch_size = {settings.get('batch_size', 1)}"]
     subsets = [("subject", subject, repeats[0]), ("backbone", chosen, repeats[1])]

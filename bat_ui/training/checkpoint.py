@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bat_ui.backbones.stable_diffusion import Backbone
-from bat_ui.files import whole_folder
+from bat_ui.errors import UserError
+from bat_ui.files import read_json, whole_folder
 from bat_ui.samples import step_name
 from bat_ui.training.loop import LOSS_SCALE
 from bat_ui.training.lora import save_lora
@@ -35,7 +36,8 @@ def save_checkpoint(
         save_lora(backbone, draft)
         save_file(_state(weights, optimizer), draft / STATE)
         digests = {path.name: _digest(path) for path in sorted(draft.iterdir())}
-        (draft / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}, indent=1), encoding="utf-8")
+        manifest = {"step": step, "backbone": backbone.identity, "sha256": digests}
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return target
 
 
@@ -51,6 +53,16 @@ def is_complete(checkpoint: Path) -> bool:
         return all(_digest(checkpoint / name) == digest for name, digest in manifest["sha256"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def check_backbone(folder: Path, backbone: Backbone) -> None:
+    """Raises UserError where the newest checkpoint in `folder` is of another backbone; none says nothing."""
+    newest = latest_checkpoint(folder)
+    manifest = read_json(newest / MANIFEST) if newest else {}
+    identity = manifest.get("backbone")
+    if identity and not backbone.is_that(identity):
+        said = f"{identity['name']} ({identity['family']}, {identity['prediction']})"
+        raise UserError(f"The adapter was trained on another backbone, {said}: use that one, or train anew.")
 
 
 def restore_checkpoint(checkpoint: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:

@@ -53,7 +53,7 @@ def _value(field, value: Any) -> Any:
     if field.default is None:
         return int(value) if value else None
     if isinstance(field.default, str):
-        return str(value)
+        return str(value or "")
     if value is None or value == "":
         raise UserError(f"The setting {field.name.replace('_', ' ')} is empty: fill in a number.")
     try:

@@ -67,11 +67,13 @@ def build_generation_step(shared: Shared) -> Step:
             0, 2, step=0.05, label="Adapter strength", info="1 as trained, 0 without.", elem_id="adapter", min_width=220
         )
     with gr.Accordion("Advanced", open=False):
+        negative = gr.Textbox(label="Negative prompt", info="What no sample is to show.", elem_id="negative-prompt")
         with gr.Row():
             widgets = bound(
                 GenerationSettings,
                 {
                     "num_images": number,
+                    "negative_prompt": negative,
                     "guidance": guidance,
                     "adapter_scale": scale,
                     "steps": gr.Slider(1, 100, step=1, label="Denoising steps", elem_id="sampling-steps"),

@@ -9,18 +9,16 @@ import gradio as gr
 from gradio.components import Component
 
 from bat_ui.project import Project
+from bat_ui.settings import BackboneSettings
 from bat_ui.subject import draws_stickers
 from bat_ui.web.heartbeat import Heartbeat
 from bat_ui.web.parts import Updates
 
 
 @dataclass(frozen=True)
-class Model:
-    """The backbone that workers load, in the command line's words: `clip` and `prediction` None where they are its own."""
+class Model(BackboneSettings):
+    """The backbone that workers load, in the command line's words."""
 
-    backbone: str = "sticker"
-    clip: str | None = None
-    prediction: str | None = None
     memory: str = "auto"
 
     @property

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from bat_ui.backbones import checkpoints, load_backbone
+from bat_ui.backbones import checkpoints, load_backbone, needed_downloads
 from bat_ui.errors import UserError
 from tests.tiny_models import copy_folder, make_pipeline, write_single_file
 
@@ -150,10 +150,43 @@ def test_a_wrong_file_is_refused_in_one_sentence(name, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_a_file_of_which_weights_are_missing_is_refused(tiny_configs, tmp_path):
-    _changed(_without("model.diffusion_model.output_blocks"))(tmp_path / "part.safetensors")
-    with pytest.raises(UserError, match="not a complete sd15"):
+def _renamed(state):
+    """As some merges have it, which leave a level out of the text encoder's names."""
+    for key in [k for k in state if "text_model." in k]:
+        state[key.replace("text_model.", "")] = state.pop(key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without("model.diffusion_model.output_blocks"),
+        _without("cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj"),
+        _renamed,
+    ],
+)
+def test_a_file_of_which_weights_are_missing_is_refused(change, tiny_configs, tmp_path):
+    _changed(change)(tmp_path / "part.safetensors")
+    with pytest.raises(UserError, match="is not (a )?complete"):
         load_backbone(str(tmp_path / "part.safetensors"))
+
+
+@pytest.mark.parametrize("part, weight", [("unet", "mid_block."), ("vae", "decoder.conv_in"), ("text_encoder", "layers.0.")])
+def test_a_folder_of_which_weights_are_missing_is_refused(part, weight, photo_backbone_folders, tmp_path):
+    folder = copy_folder(photo_backbone_folders["sd15"], tmp_path / "model")
+    [file] = (folder / part).glob("*.safetensors")
+    kept = {key: value for key, value in load_file(file).items() if weight not in key}
+    assert len(kept) < len(load_file(file))
+    save_file(kept, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"is not (a )?complete.*{part}"):
+        load_backbone(str(folder), "cpu")
+
+
+@pytest.mark.parametrize("name", ["lora.safetensors", "cut.safetensors", "inpainting.safetensors"])
+def test_a_wrong_file_is_told_before_anything_is_fetched_or_served(name, tmp_path):
+    make, expected = WRONG[name]
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=expected):
+        needed_downloads(str(tmp_path / name), clip="some/clip", search=False)
 
 
 def _index(folder, **values):

@@ -180,6 +180,14 @@ def test_a_kohya_training_set_has_two_subsets_with_captions(tmp_path):
     assert captions == ["a photo of sks dog", "a photo of sks dog, asleep", 'a "0" dog', 'a "1" dog']
 
 
+def test_a_kohya_training_set_of_a_run_at_no_strength_is_the_subject_alone(tmp_path):
+    project = make_project(tmp_path / "project")
+    project.add_to_report("training", {"settings": TrainingSettings(strength=0.0)})
+    out, _ = export(project, "kohya-dataset", tmp_path / "set")
+    subsets = tomllib.loads((out / "dataset.toml").read_text())["datasets"][0]["subsets"]
+    assert [Path(subset["image_dir"]).name for subset in subsets] == ["subject"] and not (out / "backbone").exists()
+
+
 @pytest.mark.parametrize("subject_pictures, chosen", [(2, 2), (10, 1), (10, 2), (40, 4), (3, 1), (1, 3), (2, 40)])
 def test_a_kohya_epoch_has_as_large_a_part_of_backbone_pictures_as_the_run_had(subject_pictures, chosen, tmp_path):
     """Lambda rises to 4 in 7 steps, of which a fifth are the subject's alone."""
