@@ -101,8 +101,7 @@ def _introduction(rows: Sequence[dict]) -> str:
         "subject, `none_share` has half a batch, `backbone` is the model before any "
         "training. Where a rule takes pictures, their number and the weight lambda are those that the commands give "
         "(`--numbers`, `--strengths`); where a command gives none, those that did best on families kept for tuning "
-        f"(of {', '.join(TUNING_FAMILIES)} those in the last table, which are in no other one), or the defaults; the oracle "
-        "was not tuned. "
+        f"(of {', '.join(TUNING_FAMILIES)} those in the last table, which are in no other one), or the defaults. "
         "lambda is what they count in the last step, to which it rises evenly after the steps alone, and they have that "
         "part of a batch that they have of the loss (schedule 4; under schedule 3 it rose as (t / t0)^2 - 1 and was lambda "
         "in the geometric middle of t0 and the end). Under schedules 1 and 2 they had half of each batch, which was left "
@@ -121,7 +120,7 @@ def _headline(by_rule: dict[str, list[dict]]) -> str:
     for label, at in (("best", at_best_step), ("last", at_last_step)):
         none, oracle = at(by_rule.get("none", [])), at(by_rule.get("oracle", []))
         if gap := paired(oracle, none):
-            lines.append(f"- At the {label} step the oracle, which was not tuned, differs from none by {_interval(gap)}.")
+            lines.append(f"- At the {label} step the oracle differs from none by {_interval(gap)}.")
         for rule in ("albat", "cross_fit"):
             if change := paired(at(by_rule.get(rule, [])), none):
                 worse = _worse(log_ratios(at(by_rule.get(rule, [])), none))

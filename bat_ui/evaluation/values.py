@@ -57,7 +57,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 def main_rows(rows: Sequence[dict], split: str = "suite") -> list[dict]:
     """The finished runs of one split under the configuration and length, and for rules of sketches the form of the method,
     that came last; of a rule's the schedule that came last, and of what remains the number and strength of which there is
-    most; at the steps at which every run was measured, for who looks more often finds a lower lowest."""
+    most, of equally many the last; at the steps at which every run was measured, for who looks more often finds a lower
+    lowest."""
     rows = [r for r in rows if r["split"] == split and not r["variant"]]
     rows = _latest(rows, lambda r: (r["config"], r["total_steps"]))
     newest = next((r["selection"] for r in reversed(rows) if r["selection"]), None)
@@ -208,7 +209,8 @@ def _most(rows: list[dict], key: Callable[[dict], tuple]) -> list[dict]:
     counts: dict[tuple, int] = {}
     for r in rows:
         counts[key(r)] = counts.get(key(r), 0) + 1
-    return [r for r in rows if key(r) == max(counts, key=counts.get)] if rows else []
+    most = max(reversed(counts), key=counts.get, default=None)
+    return [r for r in rows if key(r) == most]
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:
