@@ -206,10 +206,10 @@ def _ingest(args: argparse.Namespace) -> None:
     from bat_ui.backbones.hub import needed_clip_downloads
     from bat_ui.clip_space import ClipSpace
     from bat_ui.hardware import best_device
-    from bat_ui.store.catalogue import opened_source, store_place
+    from bat_ui.store.catalogue import opened_source, place_to_write
     from bat_ui.store.ingest import ingest
 
-    model = args.clip or clip_of(args.backbone)
+    model, place = args.clip or clip_of(args.backbone), place_to_write(args.store)
     fetch(needed_clip_downloads(model), args.download)
     clip = ClipSpace.load(model, best_device())
     names = ("name", "title", "licence", "caption_column", "image_column", "split", "link", "proxy", "engine", "workers")
@@ -220,7 +220,7 @@ def _ingest(args: argparse.Namespace) -> None:
                 raise UserError("A zip is unpacked for a while only: unpack it yourself, or leave out --link.")
             given["name"] = given["name"] or Path(args.source).stem
             given["address"] = str(Path(args.source).absolute())
-        report = ingest(source, store_place(args.store), clip, **given, progress=progress)
+        report = ingest(source, place, clip, **given, progress=progress)
         replaced = f"{report.replaced} took the place of another file of their name." if report.replaced else ""
         progress.said = f"{report.info.title}: {report.added} new pictures, {report.info.count} in all. {replaced}".strip()
         if report.broken:

@@ -182,7 +182,8 @@ def _add_ingest(verbs) -> None:
     verb.add_argument(
         "--engine", default="local", choices=("local", "ray"), help="what does the work (default: %(default)s)"
     )
-    verb.add_argument("--workers", type=int, metavar="N", help="threads that decode, or Ray's encoders (default: by cores)")
+    text = "threads that decode, or Ray's encoders (default: by cores)"
+    verb.add_argument("--workers", type=_count, metavar="N", help=text)
 
 
 def _verb(verbs, name: str, text: str) -> argparse.ArgumentParser:
@@ -241,6 +242,12 @@ def _add_settings(parser: argparse.ArgumentParser, *kinds: type, leave_out: Sequ
                 help=HELP[name] + ("" if default in (None, "") else f" (default: {said})"),
                 **(switch if isinstance(default, bool) else {"type": int if default is None else type(default)}),
             )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"give a number of 1 or more, not {text}")
+    return int(text)
 
 
 def _yes_or_no(text: str) -> bool:

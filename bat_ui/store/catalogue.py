@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -28,15 +29,16 @@ from bat_ui.processes import SLACK, started_at
 from bat_ui.project import data_folder
 from bat_ui.store.place import files_below
 from bat_ui.store.table import Store, StoreInfo, read_info
-from bat_ui.subject import plain_name
+from bat_ui.subject import LONGEST_NAME
 
 MAX_FILES = 50_000  # in a zip
 MAX_UNPACKED = 20_000_000_000  # bytes of a zip, all files together
 MAX_TEXT = 10_000_000  # bytes of a text file in a zip
-TEXTS = (".txt", ".jsonl", ".csv")
+TEXTS = (".txt", ".jsonl", ".csv", ".tsv")
 SAMPLES = 6
 ROOT = "BAT_UI_INGEST_ROOT"  # the variable that names the server's folder below which people may ingest
 KEPT = 24 * 3600  # seconds for which an upload waits for its ingest
+LONGEST_TITLE = 80  # characters
 OWN_STORE = "sticker"  # the name of the built-in backbone's store
 
 
@@ -62,13 +64,24 @@ def store_place(store: str) -> str:
     return str(stores_folder() / store)
 
 
+def place_to_write(store: str) -> str:
+    """As `store_place`.  Raises UserError for the built-in backbone's own store."""
+    if store.strip().lower() == OWN_STORE:
+        raise UserError("The model's own pictures are called so: give your store another name.")
+    return store_place(store)
+
+
 def new_store_name(title: str) -> str:
-    """The plain name of a store called `title`.  Raises UserError for an empty title or the program's own store."""
-    name = plain_name(title) if title.strip() else ""
+    """The name of a store called `title`, letters of all languages in it.
+
+    Raises UserError for a title without any, the program's own store, or one whose name another title's store has.
+    """
+    name = re.sub(r"[^\w.-]+", "-", title).strip(".-")[:LONGEST_NAME].rstrip(".-")
     if not name:
         raise UserError("Give the store a name, such as “cats of the street”.")
-    if name.lower() == OWN_STORE:
-        raise UserError("The model's own pictures are called so: give your store another name.")
+    info = read_info(Path(place_to_write(name)))
+    if info is not None and info.title != " ".join(title.split())[:LONGEST_TITLE]:
+        raise UserError(f"The name is too much like that of the store “{info.title}”: give another one.")
     return name
 
 

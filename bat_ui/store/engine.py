@@ -204,11 +204,14 @@ class _Pending:
 
 
 class Tally:
-    """Reports progress in pictures; how many there will be is estimated from the size of the parts read so far."""
+    """Reports progress in pictures; how many there will be, where the source does not say, is estimated from the size of
+    the parts read so far."""
 
     def __init__(self, jobs: Sequence[Job], progress: Callable[[str, int, int], None]):
         self.progress, self.pictures, self.read = progress, 0, 0
         self.size = sum(job.part.size for job in jobs)
+        known = [getattr(job.part, "ids", None) for job in jobs]
+        self.total = None if None in known else sum(map(len, known))
 
     def one(self) -> None:
         """A picture was encoded."""
@@ -223,5 +226,7 @@ class Tally:
         self._report()
 
     def _report(self) -> None:
-        total = round(self.pictures * self.size / self.read) if self.read else 0
+        total = self.total
+        if total is None:
+            total = round(self.pictures * self.size / self.read) if self.read else 0
         self.progress("Ingesting", self.pictures, max(total, self.pictures))

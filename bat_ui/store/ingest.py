@@ -23,7 +23,7 @@ import pyarrow as pa
 from filelock import Timeout
 
 from bat_ui.clip_space import ClipSpace
-from bat_ui.errors import UserError
+from bat_ui.errors import UserError, explained
 from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.duplicates import mark_duplicates
 from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, stored_digests
@@ -242,12 +242,16 @@ def _writing(place: Place) -> Iterator[None]:
     if not place.is_local:
         yield
         return
-    Path(place.uri).parent.mkdir(parents=True, exist_ok=True)
     lock = building_lock(Path(place.uri))
     try:
+        Path(place.uri).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"Another ingest is writing to '{place.name}': wait until it has ended.") from error
+    except OSError as error:
+        if explained(error):
+            raise
+        raise UserError(f"'{place.uri}' cannot be written ({error.strerror}): give another folder.") from error
     try:
         yield
     finally:

@@ -132,6 +132,8 @@ class Place:
             return fs.FileSystem.from_uri(self.uri)
         except (ArrowInvalid, NotImplementedError) as error:
             raise UserError(f"'{self.uri}' is no address that can be read: give a folder, a file or s3://...") from error
+        except OSError as error:
+            raise UserError(f"'{self.uri}' cannot be reached ({error}): check connection and rights.") from error
 
 
 def files_below(root: str, check: Callable[[str], None] = lambda link: None) -> Iterator[os.DirEntry]:

@@ -37,7 +37,8 @@ from bat_ui.store.records import (
 )
 from bat_ui.store.shards import ParquetPart, ShardPart, has_pictures, text_rows
 
-FILE_NAMES = ("file_name", "filename", "file", "image", "path", "image_path")
+FILE_NAMES = ("file_name", "filename", "file", "image", "image_name", "path", "image_path")
+SHEETS = (".csv", ".tsv")
 FILES_PER_PART = 1000
 
 
@@ -124,12 +125,17 @@ def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> l
     texts = {entry.path[: -len(".txt")]: entry for entry in entries if entry.suffix == ".txt"}
     captions: dict[str, str] = {}
     for entry in entries:
-        if entry.suffix == ".csv" or PurePosixPath(entry.path).name in ("metadata.jsonl", "metadata.parquet"):
+        if entry.suffix in SHEETS or PurePosixPath(entry.path).name in ("metadata.jsonl", "metadata.parquet"):
             try:
                 captions |= _metadata(folder, entry, options)
             except NoUsualColumn:
                 if not texts:  # else it may say other things about the pictures
                     raise
+    if captions and not texts and not any(entry.path in captions for entry in pictures):
+        raise UserError(
+            f"The captions are of other files, such as '{next(iter(captions))}', than '{pictures[0].path}' and the like: "
+            "name each picture by its path from the caption file's folder."
+        )
     parts = []
     for start in range(0, len(pictures), FILES_PER_PART):
         chunk = tuple(pictures[start : start + FILES_PER_PART])
@@ -146,9 +152,10 @@ def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
     if not rows:
         return {}
     columns = [name for name in dict.fromkeys(chain.from_iterable(rows)) if isinstance(name, str)]
-    if entry.suffix == ".csv" and not set(FILE_NAMES) & {name.lower() for name in columns}:
+    wanted = options.image_column if options.image_column in columns else None
+    if entry.suffix in SHEETS and not wanted and not set(FILE_NAMES) & {name.lower() for name in columns}:
         return {}  # a table about something else
-    file = choose_column(columns, None, FILE_NAMES, "image")
+    file = choose_column(columns, wanted, FILE_NAMES, "image")
     caption = choose_column(columns, options.caption_column, CAPTION_NAMES, "caption")
     above = entry.path.rpartition("/")[0]
     found = {}
@@ -166,10 +173,11 @@ def _rows(folder: Place, entry: Entry) -> list[dict]:
         text = (folder / entry.path).read_text()
     except UnicodeDecodeError as error:
         raise UserError(f"{entry.path} is no UTF-8 text: save it as UTF-8.") from error
-    if entry.suffix == ".csv":
+    if entry.suffix in SHEETS:
+        separator = max(",;\t", key=text.split("\n", 1)[0].count)
         csv.field_size_limit(max(csv.field_size_limit(), len(text)))
         try:
-            return list(csv.DictReader(io.StringIO(text)))
+            return list(csv.DictReader(io.StringIO(text), delimiter=separator))
         except csv.Error as error:
             raise UserError(f"{entry.path} has a line that is no CSV: correct it or remove the file.") from error
     try:

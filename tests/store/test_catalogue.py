@@ -293,12 +293,32 @@ def test_what_is_no_zip_is_ingested_where_it_is_and_nobodys_own_zip_is_deleted(p
     assert archive.exists()
 
 
-@pytest.mark.parametrize(("title", "name"), [("street cats", "street-cats"), ("../../etc", "etc"), ("a/b", "a-b")])
+@pytest.mark.parametrize(
+    ("title", "name"), [("street cats", "street-cats"), ("../../etc", "etc"), ("a/b", "a-b"), ("猫", "猫"), ("犬", "犬")]
+)
 def test_a_new_stores_name_is_plain(title, name):
     assert new_store_name(title) == name
 
 
-@pytest.mark.parametrize("title", ["", "  ", "Sticker"])
+def test_a_new_store_never_gets_into_one_of_another_title(photos, real_clip):
+    ingest(str(photos(1)), store_place(new_store_name("street cats")), real_clip, title="street cats")
+    assert new_store_name(" street  cats") == "street-cats", "more pictures for the same store"
+    with pytest.raises(UserError, match="too much like that of the store “street cats”"):
+        new_store_name("street/cats")
+
+
+def test_the_programs_own_store_is_not_ingested_into(photos, tiny_backbone_folder, capsys):
+    assert main(["ingest", str(photos(1)), "--store", "Sticker", "--backbone", str(tiny_backbone_folder)]) == 2
+    assert "give your store another name" in capsys.readouterr().err and not Path(store_place("Sticker")).exists()
+
+
+@pytest.mark.parametrize("place", ["/dev/null/s", "/proc/none/s"])
+def test_a_place_that_cannot_be_written_is_said(place, photos, real_clip):
+    with pytest.raises(UserError, match="cannot be written"):
+        ingest(str(photos(1)), place, real_clip)
+
+
+@pytest.mark.parametrize("title", ["", "  ", "Sticker", "😀", ".."])
 def test_a_store_without_a_name_or_by_the_programs_own_is_refused(title):
     with pytest.raises(UserError, match="name"):
         new_store_name(title)

@@ -128,6 +128,28 @@ def test_the_first_line_of_metadata_may_lack_a_caption(folder):
     assert captions(read(folder)) == {"a.png": "has no caption", "sub/b.png": "a dog"}
 
 
+@pytest.mark.parametrize(("file", "separator"), [("list.csv", ";"), ("list.csv", "\t"), ("list.tsv", "\t")])
+def test_a_sheet_may_have_other_separators(file, separator, folder):
+    lines = [("image_name", "text"), ("a.png", "a cat, asleep"), ("sub/b.png", "a dog")]
+    (folder / file).write_text("".join(f"{separator.join(line)}\n" for line in lines))
+    assert captions(read(folder)) == {"a.png": "a cat, asleep", "sub/b.png": "a dog"}
+
+
+def test_the_column_of_names_can_be_named_as_the_message_says(folder):
+    rows = [{"bild": "a.png", "wort": "a cat"}, {"bild": "sub/b.png", "wort": "a dog"}]
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UserError, match="--image-column"):
+        read(folder)
+    named = read(folder, image_column="bild", caption_column="wort")
+    assert captions(named) == {"a.png": "a cat", "sub/b.png": "a dog"}
+
+
+def test_captions_of_other_files_are_said(folder):
+    (folder / "list.csv").write_text("file_name,text\n/home/ann/a.png,a cat\n")
+    with pytest.raises(UserError, match="captions are of other files, such as '/home/ann/a.png', than 'a.png'"):
+        read(folder)
+
+
 def test_a_long_caption_in_a_csv_is_cut_as_others_are(folder):
     (folder / "list.csv").write_text(f"file_name,text\na.png,{'x' * 200_000}\nsub/b.png,a dog\n")
     assert captions(read(folder)) == {"a.png": "x" * 2000, "sub/b.png": "a dog"}
