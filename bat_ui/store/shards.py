@@ -131,19 +131,14 @@ class ParquetPart(_FilePart):
     ROWS = 64  # read at once
 
     def records(self) -> Iterator[Record]:
-        """A file that is damaged, or cannot be read further, ends with a record that says so.
-
-        Raises UserError if it has no column of pictures or captions.
-        """
+        """A file that is damaged, has not the columns, or cannot be read further, ends with a record that says so."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             with (self.folder / self.entry.path).open() as file:
                 table = pq.ParquetFile(file)
-                image = _image_column(table.schema_arrow, self.options, self.entry.path)
-                texts = _text_columns(table.schema_arrow)
-                caption = choose_column(texts, self.options.caption_column, CAPTION_NAMES, "caption")
+                image, caption = self._columns(table.schema_arrow)
                 number = 0
                 for batch in table.iter_batches(self.ROWS, columns=[image, caption]):
                     for data, text in zip(batch[image], batch[caption]):
@@ -153,6 +148,24 @@ class ParquetPart(_FilePart):
             yield Record(self.stem, problem=f"is damaged or no parquet file ({error})")
         except OSError as error:
             yield Record(self.stem, problem=f"{UNREAD} from here on ({error})")
+        except UserError as error:
+            yield Record(self.stem, problem=f"cannot be used: {error}")
+
+    def check_columns(self) -> None:
+        """Raises UserError if it has no column of pictures or captions; what is damaged is told by `records`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with (self.folder / self.entry.path).open() as file:
+                self._columns(pq.read_schema(file))
+        except (pa.ArrowException, OSError):
+            return
+
+    def _columns(self, schema) -> tuple[str, str]:
+        """Of pictures and captions.  Raises UserError if there are none."""
+        image = _image_column(schema, self.options, self.entry.path)
+        return image, choose_column(_text_columns(schema), self.options.caption_column, CAPTION_NAMES, "caption")
 
 
 def has_pictures(folder: Place, entry: Entry) -> bool:

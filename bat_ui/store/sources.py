@@ -112,7 +112,9 @@ def find_parts(source: str, options: Options) -> Sequence:
     if any(entry.suffix in SUFFIXES for entry in entries):  # which the others are only about
         tables = [entry for entry in tables if has_pictures(folder, entry)]
     if tables:
-        return [ParquetPart(folder, entry, options) for entry in tables]
+        parts = [ParquetPart(folder, entry, options) for entry in tables]
+        parts[0].check_columns()  # before hours of work; another table without them stops nothing
+        return parts
     if place.is_file():
         raise UserError(f"{place.name} is neither a .tar nor a .parquet file: give one of these or a folder of pictures.")
     return _files_parts(folder, entries, options)

@@ -150,6 +150,18 @@ def test_captions_of_other_files_are_said(folder):
         read(folder)
 
 
+def test_a_parquet_without_the_columns_stops_no_other(tmp_path, picture):
+    data = png(picture(0))
+    for name, table in {
+        "a": {"image": [data], "text": ["a cat"]},
+        "b": {"n": [1]},
+        "c": {"image": [data], "text": ["c"]},
+    }.items():
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    found = read(tmp_path)
+    assert found["a/0"] == ("a cat", data) and found["c/0"] == ("c", data) and "no column" in found["b"].lower()
+
+
 def test_a_long_caption_in_a_csv_is_cut_as_others_are(folder):
     (folder / "list.csv").write_text(f"file_name,text\na.png,{'x' * 200_000}\nsub/b.png,a dog\n")
     assert captions(read(folder)) == {"a.png": "x" * 2000, "sub/b.png": "a dog"}
