@@ -20,7 +20,7 @@ from bat_ui.cli import main
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from tests.tiny_hub import tiny_hub
-from tests.tiny_models import copy_folder
+from tests.tiny_models import copy_folder, make_pipeline, write_single_file
 
 SD15 = {  # as the official repository has them, with sizes made up
     "README.md": 1,
@@ -96,7 +96,7 @@ def test_the_size_is_known_before_anything_is_fetched(large_hub):
 @pytest.mark.parametrize("name", ["sticker", "FOLDER", "FILE"])
 def test_what_is_local_needs_no_backbone_from_the_hub(name, large_hub, photo_backbone_folders, tmp_path):
     if name == "FILE":
-        (tmp_path / "model.safetensors").touch()
+        write_single_file(make_pipeline("sd15"), tmp_path / "model.safetensors")
     name = {"FOLDER": str(photo_backbone_folders["sd15"]), "FILE": str(tmp_path / "model.safetensors")}.get(name, name)
     assert all("CLIP" in download.repository for download in needed_downloads(name))
 
