@@ -102,10 +102,7 @@ def _model(args: argparse.Namespace) -> Model:
     """The backbone that the options name, fetched by consent.  Raises UserError where it cannot be had."""
     from bat_ui.web.step import Model
 
-    def found(name: str | None) -> str | None:
-        return str(Path(name).resolve()) if name and name != "sticker" and Path(name).exists() else name
-
-    model = Model(found(args.backbone), found(args.clip), args.prediction, args.memory)
+    model = Model(args.backbone, args.clip, args.prediction, args.memory).from_anywhere()
     if model.photos:
         from bat_ui.backbones import needed_downloads
         from bat_ui.cli import fetch

@@ -45,10 +45,11 @@ def generate(
 
     images: list[Image.Image] = []
 
+    total = settings.steps * math.ceil(len(prompts) / backbone.preset.pictures)
+
     def after_step(_pipeline, step: int, _timestep, values: dict) -> dict:
-        batches = math.ceil(len(prompts) / backbone.preset.pictures)
         done = len(images) // backbone.preset.pictures * settings.steps
-        progress(what, done + min(step + 1, settings.steps), settings.steps * batches)  # some schedulers take a step more
+        progress(what, done + min(step + 1, settings.steps), total)  # some schedulers take a step more
         return values
 
     try:

@@ -135,7 +135,7 @@ def run_training(
     clock, together = Clock(), processes()
     checkpoint = latest_checkpoint(run.checkpoints) if resume else None
     if checkpoint is not None:
-        _check_resume(run, int(checkpoint.name.removeprefix(STEP)), settings, backbone)
+        _check_resume(run, checkpoint, settings, backbone)
     elif resume and (run.adapter or any(run.checkpoints.glob(f"{STEP}*"))):
         raise UserError("No checkpoint of this run is whole, so it cannot go on: train anew, without resuming.")
     prepared = Subject.load(run.subject)
@@ -218,9 +218,10 @@ def _learned(run: Run, settings: TrainingSettings) -> Choice:
     return choice if settings.strength else Choice("none", (), 0)
 
 
-def _check_resume(run: Run, start: int, settings: TrainingSettings, backbone: Backbone) -> None:
-    """Raises UserError where a run with `start` steps behind it cannot go on, before anything of it is changed."""
-    check_backbone(run.checkpoints, backbone)
+def _check_resume(run: Run, checkpoint: Path, settings: TrainingSettings, backbone: Backbone) -> None:
+    """Raises UserError where a run cannot go on from its checkpoint, before anything of it is changed."""
+    check_backbone(checkpoint, backbone)
+    start = int(checkpoint.name.removeprefix(STEP))
     if start > settings.steps:
         raise UserError(f"This run has {start} steps behind it: resume it for that many or more.")
     if run.learned_from.is_file() and Choice.load(run.learned_from) != _learned(run, settings):

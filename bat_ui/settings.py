@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TypeVar
 
 from bat_ui.errors import UserError
@@ -31,6 +32,14 @@ class BackboneSettings:
     backbone: str = "sticker"
     clip: str | None = None
     prediction: str | None = None  # one of PREDICTIONS
+
+    def from_anywhere(self: Settings) -> Settings:
+        """The same model, its paths as they are understood in any folder."""
+        return replace(self, backbone=_lasting(self.backbone), clip=_lasting(self.clip))
+
+
+def _lasting(name: str | None) -> str | None:
+    return str(Path(name).resolve()) if name and name != "sticker" and Path(name).exists() else name
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ class _Tap:
 def _weight_gradients(module: nn.Module, x: Tensor, grad: Tensor, images: int, draws: int, mix: Tensor | None) -> Tensor:
     """(images, s, p): of the weight of a Linear or Conv2d, from its input and its output's gradient, image by image; the
     draws summed (mix None, s = 1) or combined by mix (images, s, draws)."""
-    x, wide = x.to(grad.dtype), False
+    x = x.to(grad.dtype)
     if isinstance(module, nn.Linear):  # tokens, and draws that are only to be summed, are summed inside one product
         blocks = images if mix is None else images * draws
         x, grad = (t.reshape(blocks, -1, t.shape[-1]) for t in (x, grad))
@@ -232,12 +232,11 @@ def _weight_gradients(module: nn.Module, x: Tensor, grad: Tensor, images: int, d
     elif module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0):
         found = grad.flatten(2) @ x.flatten(2).mT
     else:
-        found, wide = _wide_gradients(module, x, grad), True
+        found = _wide_gradients(module, x, grad)
     found = found.view(images, -1, module.weight.numel()).float()
     found = found.sum(1, keepdim=True) if mix is None else mix.float() @ found
-    if wide:  # to the weight's own order, when there are as few as there will be
-        found = found.view(images, found.shape[1], module.out_channels, -1, module.in_channels).mT.reshape(found.shape)
-    return found
+    out, within = module.weight.shape[:2]  # kernels come before channels, and after them once the draws are one
+    return found.view(images, -1, out, module.weight[0, 0].numel(), within).mT.flatten(2)
 
 
 def _wide_gradients(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:

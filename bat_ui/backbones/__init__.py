@@ -48,7 +48,7 @@ def load_backbone(
     device = torch.device(device or best_device())
     dtype = dtype or best_dtype(device)
     own = ASSETS / "sticker" if name == "sticker" else Path(name)
-    asked = BackboneSettings(_lasting(name), _lasting(clip), prediction)
+    asked = BackboneSettings(name, clip, prediction).from_anywhere()
     if name == "sticker" or (own / "pipeline").is_dir():
         if not (own / "pipeline" / "model_index.json").is_file():
             raise UserError("The sticker backbone's weights are missing: make them with `python -m bat_ui build-sticker`.")
@@ -68,11 +68,6 @@ def load_backbone(
         preset=choose_preset(family, memory, gigabytes(device)),
         asked=asked,
     )
-
-
-def _lasting(name: str | None) -> str | None:
-    """The name of a model as it is understood from any folder."""
-    return str(Path(name).resolve()) if name and name != "sticker" and Path(name).exists() else name
 
 
 def clip_of(name: str) -> str:

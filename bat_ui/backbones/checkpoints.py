@@ -76,26 +76,23 @@ def load_pipeline(source: Path, dtype: torch.dtype, prediction: str | None = Non
 
 def check_source(source: Path) -> None:
     """Raises UserError for what can be told to be no backbone without reading its weights."""
-    if source.is_dir():
-        _kind_of_folder(source)
-        return
-    check_suffix(source)
-    if not source.is_file():
-        raise UserError(f'There is no file "{source}": check the path.')
-    recognise(source)
+    _kind_of_folder(source) if source.is_dir() else recognise(source)
 
 
-def check_suffix(source: Path) -> None:
-    """Raises UserError for a kind of file that can hold code, or that is none of ours."""
+def _check_file(source: Path) -> None:
+    """Raises UserError for a kind of file that can hold code, that is none of ours, or that is not there."""
     name = shown_name(source)
     if source.suffix.lower() in PICKLED:
         raise UserError(f"{name} is a pickle file, which can run code when it is opened: use its .safetensors version.")
     if source.suffix.lower() != ".safetensors":
         raise UserError(f"{name} is no model: give a diffusers folder or a .safetensors file.")
+    if not source.is_file():
+        raise UserError(f'There is no file "{source}": check the path.')
 
 
 def recognise(source: Path) -> Found:
     """What the .safetensors file `source` holds, by its header alone.  Raises UserError if it is no backbone."""
+    _check_file(source)
     name = shown_name(source)
     try:
         with safe_open(source, "pt") as file:
@@ -135,7 +132,6 @@ def _prediction(family: str, stem: str, keys: set[str], metadata: dict[str, str]
 
 
 def _from_file(source: Path, dtype: torch.dtype):
-    check_suffix(source)
     found = recognise(source)
     xl = found.family == "sdxl"
     # The first tokenizer of SD 1.5 and SDXL pads with its end token, those of the OpenCLIP encoders with "!".

@@ -18,7 +18,7 @@ from bat_ui.export.lora import Check, write_diffusers, write_kohya
 from bat_ui.files import whole_folder, write_json, write_zip
 from bat_ui.project import Project
 from bat_ui.settings import ADAPTERS, DATASETS, EXPORTS
-from bat_ui.training.checkpoint import check_backbone
+from bat_ui.training.checkpoint import check_backbone, latest_checkpoint
 
 __all__ = ["Check", "export", "packed"]
 
@@ -52,8 +52,8 @@ def export(
     if format in ADAPTERS and project.adapter is None:
         raise UserError("There is no trained adapter yet: run the training first.")
     backbone = load() if format in ADAPTERS else None
-    if backbone is not None:
-        check_backbone(project.checkpoints, backbone)
+    if backbone is not None and (checkpoint := latest_checkpoint(project.checkpoints)):
+        check_backbone(checkpoint, backbone)
     with whole_folder(out.resolve()) as draft:
         (draft / MARKER).write_text(format + "\n", encoding="utf-8")
         checks = _write(project, format, backbone, draft)

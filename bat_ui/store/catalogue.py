@@ -71,6 +71,11 @@ def place_to_write(store: str) -> str:
     return store_place(store)
 
 
+def clean_title(title: str) -> str:
+    """A title in one line, as stores keep it."""
+    return " ".join(title.split())[:LONGEST_TITLE]
+
+
 def new_store_name(title: str) -> str:
     """The name of a store called `title`, letters of all languages in it.
 
@@ -80,7 +85,7 @@ def new_store_name(title: str) -> str:
     if not name:
         raise UserError("Give the store a name, such as “cats of the street”.")
     info = read_info(Path(place_to_write(name)))
-    if info is not None and info.title != " ".join(title.split())[:LONGEST_TITLE]:
+    if info is not None and info.title != clean_title(title):
         raise UserError(f"The name is too much like that of the store “{info.title}”: give another one.")
     return name
 

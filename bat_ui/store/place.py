@@ -42,12 +42,12 @@ class Place:
 
     @classmethod
     def of(cls, text: str | Path) -> Place:
-        """Raises UserError for a scheme that is not known."""
+        """Raises UserError for a scheme that is not known, or a place that cannot be reached."""
         if "://" not in str(text):
             return cls(os.path.abspath(text))
         place = cls(str(text).rstrip("/"))
-        place._resolve()
-        return place
+        with place._reaching():
+            return place
 
     @property
     def is_local(self) -> bool:
@@ -132,8 +132,6 @@ class Place:
             return fs.FileSystem.from_uri(self.uri)
         except (ArrowInvalid, NotImplementedError) as error:
             raise UserError(f"'{self.uri}' is no address that can be read: give a folder, a file or s3://...") from error
-        except OSError as error:
-            raise UserError(f"'{self.uri}' cannot be reached ({error}): check connection and rights.") from error
 
 
 def files_below(root: str, check: Callable[[str], None] = lambda link: None) -> Iterator[os.DirEntry]:

@@ -55,11 +55,9 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
-def check_backbone(folder: Path, backbone: Backbone) -> None:
-    """Raises UserError where the newest checkpoint in `folder` is of another backbone; none says nothing."""
-    newest = latest_checkpoint(folder)
-    manifest = read_json(newest / MANIFEST) if newest else {}
-    identity = manifest.get("backbone")
+def check_backbone(checkpoint: Path, backbone: Backbone) -> None:
+    """Raises UserError if the checkpoint is of another backbone; an old one does not say of which it is."""
+    identity = read_json(checkpoint / MANIFEST).get("backbone")
     if identity and not backbone.is_that(identity):
         said = f"{identity['name']} ({identity['family']}, {identity['prediction']})"
         raise UserError(f"The adapter was trained on another backbone, {said}: use that one, or train anew.")

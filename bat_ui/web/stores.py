@@ -260,16 +260,11 @@ def _queue(
     project: Project, model: Model, source: str, place: str, title: str, licence: str, proxy: bool, called: str = ""
 ) -> None:
     """An ingest as a job; `called` names an upload's pictures, a folder's have its name."""
-    from bat_ui.store.catalogue import LONGEST_TITLE
+    from bat_ui.store.catalogue import clean_title
     from bat_ui.subject import plain_name
 
     licence = " ".join(licence.split())[:200]
-    given = {
-        "backbone": model.backbone,
-        "clip": model.clip,
-        "store": place,
-        "title": " ".join(title.split())[:LONGEST_TITLE],
-    }
+    given = {"backbone": model.backbone, "clip": model.clip, "store": place, "title": clean_title(title)}
     given |= {"name": called and plain_name(called), "licence": licence}
     options = [f"--{name}={value}" for name, value in given.items() if value]
     queue.add(project, "ingest", [*options, *(["--proxy"] * proxy), "--", source])
