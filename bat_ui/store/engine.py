@@ -210,8 +210,8 @@ class Tally:
     def __init__(self, jobs: Sequence[Job], progress: Callable[[str, int, int], None]):
         self.progress, self.pictures, self.read = progress, 0, 0
         self.size = sum(job.part.size for job in jobs)
-        known = [getattr(job.part, "ids", None) for job in jobs]
-        self.total = None if None in known else sum(map(len, known))
+        counts = [getattr(job.part, "count", None) for job in jobs]  # a shard says it only when it is read
+        self.total = None if None in counts else sum(counts)
 
     def one(self) -> None:
         """A picture was encoded."""

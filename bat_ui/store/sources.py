@@ -68,6 +68,11 @@ class FilesPart:
         return sum(entry.size for entry in self.entries)
 
     @property
+    def count(self) -> int:
+        """Pictures."""
+        return len(self.entries)
+
+    @property
     def ids(self) -> list[str]:
         """Of all its pictures, usable or not."""
         return [f"{self.name}/{entry.path}" for entry in self.entries]
