@@ -206,7 +206,7 @@ def _ingest(args: argparse.Namespace) -> None:
     from bat_ui.backbones.hub import needed_clip_downloads
     from bat_ui.clip_space import ClipSpace
     from bat_ui.hardware import best_device
-    from bat_ui.store.catalogue import opened_source, place_to_write
+    from bat_ui.store.catalogue import is_upload, opened_source, place_to_write
     from bat_ui.store.ingest import ingest
 
     model, place = args.clip or clip_of(args.backbone), place_to_write(args.store)
@@ -219,8 +219,12 @@ def _ingest(args: argparse.Namespace) -> None:
             if args.link:
                 raise UserError("A zip is unpacked for a while only: unpack it yourself, or leave out --link.")
             given["name"] = given["name"] or Path(args.source).stem
-            given["address"] = str(Path(args.source).absolute())
-        report = ingest(source, place, clip, **given, progress=progress)
+            given["address"] = "an upload" if is_upload(args.source) else str(Path(args.source).absolute())
+        try:
+            report = ingest(source, place, clip, **given, progress=progress)
+        except KeyboardInterrupt:
+            print("Stopped. What was read so far stays; the same command goes on from there.", file=sys.stderr)
+            raise
         replaced = f"{report.replaced} took the place of another file of their name." if report.replaced else ""
         progress.said = f"{report.info.title}: {report.added} new pictures, {report.info.count} in all. {replaced}".strip()
         if report.broken:

@@ -171,7 +171,7 @@ def _add_ingest(verbs) -> None:
     verb.add_argument("--download", action="store_true", help="fetch weights that are missing, without a question")
     verb.add_argument("--name", help="what the ids of these pictures begin with (default: the source's last word)")
     verb.add_argument("--title", help="the store's title, for people")
-    verb.add_argument("--licence", default="not stated", help="licence of these pictures, for people (default: %(default)s)")
+    verb.add_argument("--licence", help="licence of these pictures, for people (default: as before, or not stated)")
     verb.add_argument("--caption-column", metavar="C", help="where captions are, if it is not found")
     verb.add_argument("--image-column", metavar="C", help="where pictures are in a table, if it is not found")
     verb.add_argument("--split", default="train", help="split of a Hugging Face dataset (default: %(default)s)")

@@ -17,6 +17,7 @@ from bat_ui.cut_out import is_on_white, white_background
 from bat_ui.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif", ".jxl")  # of pictures that are refused
 MAX_BYTES = 50_000_000
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 2048  # pixels; larger pictures are reduced

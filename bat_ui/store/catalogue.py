@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from bat_ui.errors import UserError, explained
-from bat_ui.pictures import MAX_BYTES, SUFFIXES
+from bat_ui.pictures import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
 from bat_ui.processes import SLACK, started_at
 from bat_ui.project import data_folder
 from bat_ui.store.place import files_below
@@ -104,6 +104,11 @@ def keep_upload(file: Path) -> Path:
     return kept
 
 
+def is_upload(source: str) -> bool:
+    """Whether it is a file that `keep_upload` kept."""
+    return Path(source).parent == _work_folder()
+
+
 @contextmanager
 def opened_source(source: str) -> Iterator[str]:
     """What can be ingested: a zip unpacked for as long as the block lasts, anything else as it is.
@@ -118,7 +123,7 @@ def opened_source(source: str) -> Iterator[str]:
         with unpacked(path) as folder:
             yield str(folder)
     finally:
-        if path.parent == _work_folder():
+        if is_upload(source):
             path.unlink(missing_ok=True)
 
 
@@ -198,7 +203,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
     left = MAX_UNPACKED
     for member, name in zip(files, names):
         path = PurePosixPath(name)
-        limit = min(left, MAX_BYTES if path.suffix.lower() in SUFFIXES else MAX_TEXT)
+        limit = min(left, MAX_TEXT if path.suffix.lower() in TEXTS else MAX_BYTES)
         with archive.open(member) as packed:
             data = packed.read(limit + 1)
         if len(data) > limit:
@@ -212,7 +217,7 @@ def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
 def _is_wanted(path: PurePosixPath) -> bool:
     """Whether it is a picture or text, and none of what systems put beside people's files."""
     of_systems = (part.startswith((".", "__MACOSX")) and part != ".." for part in path.parts)
-    return path.suffix.lower() in (*SUFFIXES, *TEXTS) and not any(of_systems)
+    return path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES, *TEXTS) and not any(of_systems)
 
 
 def _checked_name(member: zipfile.ZipInfo) -> str:

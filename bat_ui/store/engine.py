@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
 import torch
 
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from bat_ui.pictures import MAX_BYTES, decode_picture
+from bat_ui.store.index import update_by_id
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import UNREAD, Record
@@ -47,14 +49,22 @@ class Job:
         return {"row": row, "id": record.id, "caption": record.caption} | source
 
 
-def records_of(job: Job) -> Iterator[tuple[int, Record, bytes | None]]:
-    """The records of a part with their place in it and the digest of what the store has as their id.
+@dataclass(frozen=True)
+class Stored:
+    """What the store has of a picture: the SHA-256 of its file, its caption."""
+
+    digest: bytes
+    caption: str
+
+
+def records_of(job: Job) -> Iterator[tuple[int, Record, Stored | None]]:
+    """The records of a part with their place in it and what the store has as their id.
 
     A second record of an id has that as its problem.
     """
     table, seen = open_table(job.place), set()
     for chunk in chunks(enumerate(job.part.records()), AHEAD, lambda item: item[1].held):
-        stored = stored_digests(table, [record.id for _, record in chunk])
+        stored = stored_among(table, [record.id for _, record in chunk])
         for position, record in chunk:
             if record.id in seen:
                 yield position, Record(record.id, problem=record.problem or TWICE), None
@@ -63,16 +73,27 @@ def records_of(job: Job) -> Iterator[tuple[int, Record, bytes | None]]:
                 yield position, record, stored.get(record.id)
 
 
-def stored_digests(table, ids: Sequence[str]) -> dict[str, bytes]:
-    """SHA-256 of the picture files of those of the ids that the table has."""
-    found = rows_among(table, ids, "digest")
-    return dict(zip(found["id"].to_pylist(), found["digest"].to_pylist()))
+def stored_among(table, ids: Sequence[str]) -> dict[str, Stored]:
+    """What the table has of those of the ids that it has."""
+    rows = rows_among(table, ids, "digest", "caption").to_pylist()
+    return {row["id"]: Stored(row["digest"], row["caption"]) for row in rows}
+
+
+def new_caption(record: Record, stored: Stored | None) -> str | None:
+    """The caption of a picture that the store has with another one."""
+    return record.caption if stored and not record.problem and record.caption != stored.caption else None
 
 
 def remove(table, ids: Sequence[str]) -> None:
     """Take rows out of the table; older snapshots keep them."""
     for some in chunks(ids, AHEAD):
         table.delete(among(some))
+
+
+def recaption(table, captions: dict[str, str]) -> None:
+    """Give rows of the table other captions, by their id."""
+    if captions:
+        update_by_id(table, pa.table({"id": list(captions), "caption": list(captions.values())}))
 
 
 def chunks(items: Iterable, size: int, held: Callable[[object], int] = lambda item: 0) -> Iterator[list]:
@@ -89,17 +110,17 @@ def chunks(items: Iterable, size: int, held: Callable[[object], int] = lambda it
 
 
 def prepare(
-    record: Record, preprocess: Callable, link: bool, stored: bytes | None = None
+    record: Record, preprocess: Callable, link: bool, stored: Stored | None = None
 ) -> tuple[dict, torch.Tensor] | str:
     """A record's picture columns and what the encoder takes (3, size, size), or why it cannot be used.
 
-    KNOWN if `stored`, the digest of what the store has as that id, is the file's.
+    KNOWN if the file is the one that the store has as that id.
     """
     if record.problem:
         return KNOWN if stored else record.problem
     try:
         file = Place(record.uri).read_bytes(MAX_BYTES + 1) if record.data is None else record.data
-        if stored and stored == hashlib.sha256(file).digest():
+        if stored and stored.digest == hashlib.sha256(file).digest():
             return KNOWN
         picture = decode_picture(file, "The picture")
     except UserError as problem:
@@ -130,6 +151,10 @@ class LocalEngine:
                 made = result.result()
                 if made == KNOWN:
                     job.entry.pictures += 1
+                    caption = new_caption(record, stored)
+                    if caption is not None:
+                        pending.recaption(record.id, caption)
+                        job.entry.recaptioned += 1
                 elif isinstance(made, str):
                     job.entry.broken.append({"file": record.id, "reason": made})
                 else:
@@ -142,7 +167,7 @@ class LocalEngine:
 
     def _prepared(
         self, jobs: Sequence[Job], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[Job, int, Record | None, bytes | None, Future | None]]:
+    ) -> Iterator[tuple[Job, int, Record | None, Stored | None, Future | None]]:
         """Records in order, each with what is stored as its id and what becomes of it; a job ends with None."""
         window: deque = deque()
         held = 0
@@ -168,6 +193,7 @@ class _Pending:
         self.pixels: list[torch.Tensor] = []
         self.vectors: list[torch.Tensor] = []
         self.replaced: list[str] = []
+        self.captions: dict[str, str] = {}
         self.ended: list[Entry] = []
         self.held, self.since = 0, time.monotonic()
 
@@ -183,6 +209,12 @@ class _Pending:
             if late or len(self.rows) >= MAX_ROWS or self.held >= MAX_HELD:
                 self.write()
 
+    def recaption(self, id: str, caption: str) -> None:
+        """A picture that is in the store has this caption by now."""
+        self.captions[id] = caption
+        if len(self.captions) >= MAX_ROWS:
+            self.write()
+
     def end(self, job: Job) -> None:
         """The last picture of a part was taken."""
         self.ended.append(job.entry)
@@ -193,8 +225,9 @@ class _Pending:
         remove(self.table, self.replaced)  # killed after this, the next ingest finds them new
         if self.rows:
             self.table.add(arrow_table(self.rows, self.vectors, len(self.vectors[0])))
+        recaption(self.table, self.captions)
         self.ledger.add(self.ended)
-        self.rows, self.vectors, self.replaced, self.ended = [], [], [], []
+        self.rows, self.vectors, self.replaced, self.captions, self.ended = [], [], [], {}, []
         self.held, self.since = 0, time.monotonic()
 
     def _encode(self) -> None:

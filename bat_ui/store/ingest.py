@@ -19,21 +19,20 @@ from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
 
-import pyarrow as pa
 from filelock import Timeout
 
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError, explained
 from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.duplicates import mark_duplicates
-from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, stored_digests
+from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, records_of, stored_among
 from bat_ui.store.hub import HubPart
-from bat_ui.store.index import build_indexes, drop_old, update_by_id
+from bat_ui.store.index import build_indexes, drop_old
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options, Record
 from bat_ui.store.sources import FilesPart, find_parts
-from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, building_lock, open_table, read_info, rows_among, write_info
+from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, among, building_lock, open_table, read_info, write_info
 
 ENGINES = ("local", "ray")
 UNSTATED = "not stated"
@@ -64,7 +63,7 @@ def ingest(
     name: str | None = None,
     address: str | None = None,
     title: str | None = None,
-    licence: str = UNSTATED,
+    licence: str | None = None,
     caption_column: str | None = None,
     image_column: str | None = None,
     split: str = "train",
@@ -77,8 +76,9 @@ def ingest(
     """Put `source` (sources.py) into the store at a path or URI, which is made if there is none.
 
     `name` begins the ids of the source's pictures, by default its last word; `address` says where the source is from if
-    that is another place; `link` leaves a folder's pictures where they are; `proxy` labels the store as a stand-in for
-    training data that is not public; `workers` decode pictures, or with `engine` 'ray' encode them.
+    that is another place; `licence` is that of all pictures of this name, and by default stays what it was; `link` leaves a
+    folder's pictures where they are; `proxy` labels the store as a stand-in for training data that is not public; `workers`
+    decode pictures, or with `engine` 'ray' encode them.
 
     A picture is known if the store has its file as its id; then it takes the caption that it has by now.  Another file
     takes the place of what the store has, if that came from the same address; so the files of every part that is new or
@@ -96,7 +96,8 @@ def ingest(
     with _writing(place):
         info = _begin(place, clip, title, proxy)
         ledger = Ledger(place)
-        addresses = {entry.address for entry in ledger.entries if entry.name == options.name}
+        named = [entry for entry in ledger.entries if entry.name == options.name]
+        addresses, licences = {entry.address for entry in named}, [entry.licence for entry in named]
         if addresses - {address} and name is None:
             raise UserError(
                 f"The store has pictures named '{options.name}' from elsewhere: rename these or name them with --name, or "
@@ -110,27 +111,27 @@ def ingest(
             run = RayEngine(clip, workers)
         done, number = {key: entry for key, entry in ledger.latest.items() if entry.complete}, ledger.next_number
         by_key = {part.key: part for part in parts}
+        stated = licence or next(reversed(licences), UNSTATED)
         jobs = [
-            Job(by_key[key], Entry(key, number + n, options.name, address, licence), place, link)
+            Job(by_key[key], Entry(key, number + n, options.name, address, stated), place, link)
             for n, key in enumerate(key for key in by_key if key not in done)
         ]
         table = open_table(place)
         before = table.count_rows()
-        files = [job.part for job in jobs if isinstance(job.part, FilesPart)] if before else []
         if addresses and address not in addresses:
-            _refuse_others(table, files)
-        recaptioned = _correct_captions(table, files)
+            _refuse_others(jobs)
+        if set(licences) - {stated}:
+            table.update(where=among([options.name], "source"), values={"licence": stated})
+            ledger.correct_licence(options.name, stated)
         run(jobs, ledger, Tally(jobs, progress))
         if not isinstance(parts[0], HubPart):  # of which other splits are no less there
             ledger.forget(_gone(ledger, options.name, address, by_key))
         info, exact, near = _finish(place, info, ledger, progress)
-    entries = [job.entry for job in jobs]
-    read = sum(entry.pictures for entry in [*entries, *(done[key] for key in by_key if key in done)])
+    entries = [*(done[key] for key in by_key if key in done), *(job.entry for job in jobs)]
+    read, recaptioned, replaced = (sum(each) for each in zip(*((e.pictures, e.recaptioned, e.replaced) for e in entries)))
     broken = {row["file"]: row["reason"] for entry in entries for row in entry.broken}
-    added, replaced = info.count - before, sum(entry.replaced for entry in entries)
-    return Report(
-        info, added, read - added - replaced, recaptioned, replaced, broken, exact, near, time.monotonic() - started
-    )
+    known = read - (added := info.count - before) - replaced
+    return Report(info, added, known, recaptioned, replaced, broken, exact, near, time.monotonic() - started)
 
 
 def _begin(place: Place, clip: ClipSpace, title: str | None, proxy: bool) -> StoreInfo:
@@ -187,45 +188,30 @@ def _gone(ledger: Ledger, name: str, address: str, keys: Collection[str]) -> set
     return {entry.key for entry in entries if entry.broken} - set(keys)
 
 
-def _refuse_others(table, parts: Sequence[FilesPart]) -> None:
+def _refuse_others(jobs: Sequence[Job]) -> None:
     """Raises UserError if the store has other pictures under the ids of these."""
-    for part in parts:
-        stored = stored_digests(table, part.ids)
-        for record in part.records() if stored else ():
-            if record.id in stored and not record.problem and not _is_file(record, stored[record.id]):
+    for job in jobs:
+        for _, record, stored in records_of(job):
+            if stored and not record.problem and not _is_file(record, stored.digest):
                 raise UserError(
-                    f"The store has another picture from elsewhere as '{record.id}': rename the folder or zip, or name it "
-                    "with --name."
+                    f"The store has another picture from elsewhere as '{record.id}': rename the source, or name it with "
+                    "--name."
                 )
-
-
-def _correct_captions(table, parts: Sequence[FilesPart]) -> int:
-    """Give pictures that are in the store the captions that they have by now; returns how many."""
-    changed: dict[str, str] = {}
-    for part in parts:
-        found = rows_among(table, part.ids, "caption", "digest")
-        stored = {row["id"]: row for row in found.to_pylist()}
-        for record in part.records() if stored else ():
-            row = stored.get(record.id)
-            if row and not record.problem and row["caption"] != record.caption and _is_file(record, row["digest"]):
-                changed[record.id] = record.caption
-    if changed:
-        update_by_id(table, pa.table({"id": list(changed), "caption": list(changed.values())}))
-    return len(changed)
 
 
 def _is_file(record: Record, digest: bytes) -> bool:
     """Whether a record's picture is the file with this digest."""
     try:
-        return hashlib.sha256(Place(record.uri).read_bytes(MAX_BYTES + 1)).digest() == digest
+        file = Place(record.uri).read_bytes(MAX_BYTES + 1) if record.data is None else record.data
     except OSError:  # the engine lists it
         return False
+    return hashlib.sha256(file).digest() == digest
 
 
 def _still_broken(table, broken: dict[str, str]) -> dict[str, str]:
     """Without those that were repaired and are in the store by now."""
     for ids in chunks(list(broken), AHEAD):
-        for id in stored_digests(table, ids):
+        for id in stored_among(table, ids):
             del broken[id]
     return broken
 

@@ -41,7 +41,8 @@ class Entry:
     licence: str
     pictures: int = 0
     broken: list[dict[str, str]] = field(default_factory=list)
-    replaced: int = 0  # of the pictures; not kept
+    replaced: int = 0  # of the pictures; like the next one not kept
+    recaptioned: int = 0
 
     @property
     def complete(self) -> bool:
@@ -74,6 +75,13 @@ class Ledger:
         if keys:
             self._table.delete(among(keys, "key"))
             self.entries = [entry for entry in self.entries if entry.key not in keys]
+
+    def correct_licence(self, name: str, licence: str) -> None:
+        """Make `licence` the one of all parts of this name."""
+        self._table.update(where=among([name], "name"), values={"licence": licence})
+        for entry in self.entries:
+            if entry.name == name:
+                entry.licence = licence
 
     @property
     def next_number(self) -> int:

@@ -20,6 +20,8 @@ from pyarrow import ArrowInvalid, fs
 from bat_ui.errors import UserError
 from bat_ui.files import replacing
 
+PATIENCE = "?retry_limit_seconds=20"  # for Google's store, which is else tried for a quarter of an hour
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -123,13 +125,15 @@ class Place:
         try:
             yield self._resolve()
         except OSError as error:
-            raise UserError(f"'{self.uri}' cannot be reached ({error}): check connection and rights.") from error
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"'{self.uri}' cannot be reached ({said}): check connection and rights.") from error
 
     def _resolve(self) -> tuple[fs.FileSystem, str]:
         if self.is_local:
             return fs.LocalFileSystem(), self.uri
+        patience = PATIENCE if self.uri.startswith(("gs://", "gcs://")) and "?" not in self.uri else ""
         try:
-            return fs.FileSystem.from_uri(self.uri)
+            return fs.FileSystem.from_uri(self.uri + patience)
         except (ArrowInvalid, NotImplementedError) as error:
             raise UserError(f"'{self.uri}' is no address that can be read: give a folder, a file or s3://...") from error
 

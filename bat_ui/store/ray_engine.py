@@ -18,7 +18,7 @@ import torch
 from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError
 from bat_ui.hardware import best_device
-from bat_ui.store.engine import BATCH, KNOWN, Job, Tally, chunks, prepare, records_of, remove
+from bat_ui.store.engine import BATCH, KNOWN, Job, Stored, Tally, chunks, new_caption, prepare, recaption, records_of, remove
 from bat_ui.store.ledger import Ledger
 from bat_ui.store.records import Record
 from bat_ui.store.rows import arrow_table, schema
@@ -26,17 +26,18 @@ from bat_ui.store.table import TABLE, open_table
 
 PARTS_PER_WAVE = 4  # for each core of the cluster
 READ = pa.schema(
-    [("job", pa.int64()), ("position", pa.int64()), ("stored", pa.binary())]
+    [("job", pa.int64()), ("position", pa.int64())]
     + [("id", pa.string()), ("caption", pa.string()), ("data", pa.binary()), ("uri", pa.string()), ("problem", pa.string())]
+    + [("stored", pa.struct([("digest", pa.binary()), ("caption", pa.string())]))]
 )
-TALLY = ["job", "stored", "problem", "id"]
-_TEXTS = ("id", "caption", "source", "licence", "uri", "problem")
+TALLY = ["job", "id", "problem", "replaces", "recaption"]
+_TEXTS = ("id", "caption", "source", "licence", "uri", "problem", "recaption")
 _NUMBERS = ("job", "row", "width", "height", "hash")
-_BYTES = ("stored", "image", "digest", "fingerprint", "pixels")
+_BYTES = ("image", "digest", "fingerprint", "pixels")
 DECODED = pa.schema(
     [
         (name, kind)
-        for names, kind in ((_TEXTS, pa.string()), (_NUMBERS, pa.int64()), (_BYTES, pa.binary()))
+        for names, kind in ((_TEXTS, pa.string()), (_NUMBERS, pa.int64()), (_BYTES, pa.binary()), (["replaces"], pa.bool_()))
         for name in names
     ]
 )
@@ -60,7 +61,12 @@ class RayEngine:
             self.ray.init(logging_level="warning", log_to_driver=False)
         wave = max(1, int(PARTS_PER_WAVE * self.ray.cluster_resources().get("CPU", 1)))
         for some in chunks(jobs, wave):
-            self._run(some, ledger)
+            try:
+                self._run(some, ledger)
+            except self.ray.exceptions.RayTaskError as error:  # told with the traces of all machines
+                if isinstance(error.cause, UserError):
+                    raise UserError(str(error.cause).partition("\n")[0]) from error  # Ray adds lines to it
+                raise error.cause from error
             for job in some:
                 tally.end(job, job.entry.pictures)
 
@@ -83,9 +89,11 @@ class RayEngine:
             )
             .materialize()
         )
-        tally = done.select_columns(["job", "stored", "problem", "file"])
+        tally = done.select_columns(["file" if name == "id" else name for name in TALLY])
         rows = [row for batch in tally.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
-        remove(open_table(jobs[0].place), [row["file"] for row in rows if row["problem"] is None and row["stored"]])
+        table = open_table(jobs[0].place)
+        remove(table, [row["file"] for row in rows if row["replaces"]])
+        recaption(table, {row["file"]: row["recaption"] for row in rows if row["recaption"] is not None})
         if any(row["problem"] is None for row in rows):
             usable = done.map_batches(_usable, fn_args=(dim,), batch_format="pyarrow")
             self.write_lance(usable, f"{jobs[0].place.uri}/{TABLE}.lance", mode="append", schema=schema(dim))
@@ -93,7 +101,8 @@ class RayEngine:
             entry = by_number[row["job"]].entry
             if row["problem"] in (None, KNOWN):
                 entry.pictures += 1
-                entry.replaced += row["problem"] is None and row["stored"] is not None
+                entry.replaced += row["replaces"]
+                entry.recaptioned += row["recaption"] is not None
             else:
                 entry.broken.append({"file": row["file"], "reason": row["problem"]})
         ledger.add([job.entry for job in jobs])
@@ -104,7 +113,10 @@ def _read(numbers: pa.Table, jobs: dict[int, Job]) -> Iterator[pa.Table]:
     for number in numbers["job"].to_pylist():
         job = jobs[number]
         for chunk in chunks(records_of(job), BATCH):
-            rows = [vars(record) | {"job": number, "position": at, "stored": stored} for at, record, stored in chunk]
+            rows = [
+                vars(record) | {"job": number, "position": at, "stored": stored and vars(stored)}
+                for at, record, stored in chunk
+            ]
             yield pa.Table.from_pylist(rows, schema=READ)
     yield READ.empty_table()
 
@@ -113,14 +125,18 @@ def _decode(records: pa.Table, jobs: dict[int, Job], preprocess: Callable) -> pa
     """Records with their pictures' columns and what the encoder takes, as bytes; or with a problem."""
     rows = []
     for row in records.to_pylist():
-        job, tally = jobs[row["job"]], {name: row[name] for name in TALLY}
+        job, stored = jobs[row["job"]], row["stored"] and Stored(**row["stored"])
         record = Record(row["id"], row["caption"] or "", row["data"], row["uri"], row["problem"])
-        made = prepare(record, preprocess, job.link, row["stored"])
-        if isinstance(made, str):
+        made = prepare(record, preprocess, job.link, stored)
+        tally = {"job": row["job"], "id": record.id, "replaces": False}
+        if made == KNOWN:
+            rows.append(tally | {"problem": made, "recaption": new_caption(record, stored)})
+        elif isinstance(made, str):
             rows.append(tally | {"problem": made})
         else:
             columns, pixels = made
             columns["fingerprint"] = columns["fingerprint"].tobytes()
+            tally["replaces"] = stored is not None
             rows.append(tally | job.columns(row["position"], record) | columns | {"pixels": pixels.numpy().tobytes()})
     return pa.Table.from_pylist(rows, schema=DECODED)
 
@@ -132,9 +148,9 @@ class _Encoder:
         self.clip, self.dim = ClipSpace.load(source, best_device()), dim
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
-        """Rows of the store beside job, stored and problem; those with a problem have nothing else."""
+        """Rows of the store beside the tally's columns; those with a problem have nothing else."""
         good = decoded.filter(pc.is_null(decoded["problem"]))
-        rows = good.drop(["pixels", "job", "stored", "problem"]).to_pylist()
+        rows = good.drop(["pixels", "job", "problem", "replaces", "recaption"]).to_pylist()
         vectors = []
         if rows:
             flat = [torch.from_numpy(np.frombuffer(pixels, np.float32).copy()) for pixels in good["pixels"].to_pylist()]

@@ -66,7 +66,7 @@ class _Member(tarfile.TarInfo):
 
 
 class ShardPart(_FilePart):
-    """One .tar whose members with the same name before the first dot belong together: a picture, .txt, .json."""
+    """One .tar, packed or not; members with the same name before the first dot belong together: a picture, .txt, .json."""
 
     def records(self) -> Iterator[Record]:
         """A shard that is cut short, or cannot be read further, ends with a record that says so."""
@@ -75,7 +75,7 @@ class ShardPart(_FilePart):
         try:
             with (
                 (self.folder / self.entry.path).stream() as stream,
-                tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive,
             ):
                 for member in archive:
                     if not member.isfile():

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import PurePosixPath
 
 from bat_ui.errors import UserError
-from bat_ui.pictures import MAX_BYTES, SUFFIXES
+from bat_ui.pictures import MAX_BYTES, OTHER_SUFFIXES, SUFFIXES
 from bat_ui.store.hub import hub_parts, is_hub_name
 from bat_ui.store.place import Entry, Place
 from bat_ui.store.records import (
@@ -39,6 +39,7 @@ from bat_ui.store.shards import ParquetPart, ShardPart, has_pictures, text_rows
 
 FILE_NAMES = ("file_name", "filename", "file", "image", "image_name", "path", "image_path")
 SHEETS = (".csv", ".tsv")
+SHARDS = (".tar", ".tar.gz", ".tgz")
 FILES_PER_PART = 1000
 
 
@@ -110,7 +111,7 @@ def find_parts(source: str, options: Options) -> Sequence:
         folder, entries = Place(place.uri.rsplit("/", 1)[0]), [place.entry()]
     else:
         folder, entries = place, place.entries()
-    shards = [entry for entry in entries if entry.suffix == ".tar"]
+    shards = [entry for entry in entries if entry.path.lower().endswith(SHARDS)]
     if shards:
         return [ShardPart(folder, entry, options) for entry in shards]
     tables = [entry for entry in entries if entry.suffix == ".parquet"]
@@ -126,8 +127,8 @@ def find_parts(source: str, options: Options) -> Sequence:
 
 
 def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> list[FilesPart]:
-    pictures = [entry for entry in entries if entry.suffix in SUFFIXES]
-    if not pictures:
+    pictures = [entry for entry in entries if entry.suffix in (*SUFFIXES, *OTHER_SUFFIXES)]  # what is broken is counted
+    if not any(entry.suffix in SUFFIXES for entry in pictures):
         raise UserError(f"There is no picture in '{folder.uri}': give a folder of JPEG, PNG or WebP files.")
     texts = {entry.path[: -len(".txt")]: entry for entry in entries if entry.suffix == ".txt"}
     captions: dict[str, str] = {}

@@ -238,6 +238,26 @@ def test_an_uploaded_zip_is_ingested_as_a_job_of_a_project_and_then_gone(photos,
     assert not upload.exists() and not list(upload.parent.iterdir())
 
 
+def test_a_corrected_upload_takes_the_place_of_the_first(photos, picture, zipped, tiny_backbone_folder, tmp_path, capsys):
+    folder = photos(3)
+    options = ["--store", "mine", "--name", "holiday", "--backbone", str(tiny_backbone_folder)]
+    for seed in (1, 50):
+        picture(seed).save(folder / "001.png")
+        upload = keep_upload(zipped([(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]))
+        assert main(["ingest", *options, str(upload)]) == 0
+    assert "1 took the place of another file" in capsys.readouterr().out
+    assert Store.open(store_place("mine")).pictures(["holiday/001.png"])[0].tobytes() == picture(50).tobytes()
+
+
+def test_an_ingest_that_is_stopped_by_hand_says_how_it_goes_on(photos, tiny_backbone_folder, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bat_ui.store.ingest.ingest", stopped)
+    assert main(["ingest", str(photos(1)), "--store", "mine", "--backbone", str(tiny_backbone_folder)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 def test_two_zips_of_one_name_are_not_taken_for_the_same(photos, zipped, tiny_backbone_folder, tmp_path, capsys):
     for folder, first in (("a", 0), ("b", 1)):  # 000.png of b is another picture
         (tmp_path / folder).mkdir()

@@ -209,6 +209,28 @@ def test_captions_that_were_added_or_corrected_are_taken_up(photos, real_clip, t
     assert (tmp_path / "store" / "broken.csv").read_text().splitlines() == ["file,reason"]
 
 
+def test_a_licence_stays_until_another_one_is_given_and_is_then_that_of_all(photos, real_clip, tmp_path):
+    folder = photos(2)
+    ingest(str(folder), tmp_path / "store", real_clip, licence="MIT")
+    ingest(str(photos(1, tmp_path / "other")), tmp_path / "store", real_clip)
+    photos(3)
+    assert ingest(str(folder), tmp_path / "store", real_clip).info.licence == "MIT, not stated"
+    report = ingest(str(folder), tmp_path / "store", real_clip, licence="CC0")
+    assert (report.added, report.known, report.info.licence) == (0, 3, "CC0, not stated")
+    licences = {row["id"]: row["licence"] for row in content(tmp_path / "store")}
+    assert licences == {"other/000.png": "not stated"} | {f"photos/00{n}.png": "CC0" for n in range(3)}
+
+
+def test_a_second_run_says_again_what_is_broken(photos, picture, real_clip, tmp_path):
+    folder = photos(2)
+    picture(5).save(folder / "old.gif")
+    (folder / "old.txt").write_text("a photo of 5")
+    (folder / "000.png").write_bytes(b"no picture")
+    first, second = (ingest(str(folder), tmp_path / "store", real_clip) for _ in range(2))
+    assert set(first.broken) == {"photos/000.png", "photos/old.gif"} and second.broken == first.broken
+    assert (second.added, second.known) == (0, 1) and "JPEG, PNG or WebP" in first.broken["photos/old.gif"]
+
+
 def test_a_killed_ingest_leaves_the_store_as_it_was(photos, real_clip, tmp_path, monkeypatch):
     """However old it is: only when the new snapshot counts may the old one go."""
     folder = photos(3)

@@ -1,5 +1,6 @@
 """Each kind of source gives the pictures and captions that were put into it by other means than ours."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -246,7 +247,7 @@ def test_a_shard_of_which_reading_fails_is_read_again(tmp_path, picture, real_cl
 
     class Hiccup(io.RawIOBase):
         def __init__(self, file):
-            self.file, self.left = file, 1
+            self.file, self.left = file, 2  # the first one is to see how it is packed
 
         def read(self, size=-1):
             self.left -= 1
@@ -318,12 +319,12 @@ def test_a_damaged_parquet_stops_no_other_and_is_refused_alone(tmp_path, picture
         ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
     pq.write_table(pa.table({"image": [png(picture(0))], "text": ["a cat"]}), tmp_path / "in" / "b.parquet")
     report = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
-    assert (report.added, report.broken) == (1, {})
+    assert (report.added, list(report.broken)) == (1, ["in/a"])
     pages = bytearray((tmp_path / "in" / "b.parquet").read_bytes())
     pages[4:200] = bytes(196)
     (tmp_path / "in" / "c.parquet").write_bytes(pages)
     report = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip)
-    assert report.info.count == 1 and list(report.broken) == ["in/c"]
+    assert report.info.count == 1 and set(report.broken) == {"in/a", "in/c"}
 
 
 def test_captions_become_one_printable_line():
@@ -338,6 +339,34 @@ def test_shards_go_into_a_store(tmp_path, picture, real_clip):
     assert report.added == 3 and store.ids == ("a/a/0", "a/a/1", "a/a/2") and store.captions[2] == "no 2"
     with pytest.raises(UserError, match="--link"):
         ingest(str(tmp_path / "a.tar"), tmp_path / "store", real_clip, link=True)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_corrected_captions_are_taken_from_large_files_too(kind, tmp_path, picture, real_clip):
+    images = [png(picture(n)) for n in range(3)]
+
+    def ingested(*texts):
+        if kind == "tar":
+            files = [{"txt": text.encode(), "png": image} for text, image in zip(texts, images)]
+            shard(tmp_path / "p.tar", {str(n): file for n, file in enumerate(files)})
+        else:
+            pq.write_table(pa.table({"image": images, "text": texts}), tmp_path / "p.parquet")
+        return ingest(str(tmp_path / f"p.{kind}"), tmp_path / "store", real_clip)
+
+    ingested("a cat", "a dog", "a cow")
+    report = ingested("a cat", "a red dog", "")
+    assert (report.added, report.known, report.recaptioned, report.replaced) == (0, 3, 1, 0)
+    assert Store.open(tmp_path / "store").captions == ("a cat", "a red dog", "a cow")
+
+
+def test_a_packed_shard_is_read_as_the_plain_one(tmp_path, picture):
+    shard(tmp_path / "a.tar", {str(n): {"txt": b"a cat", "png": png(picture(n))} for n in range(3)})
+    plain = read(tmp_path / "a.tar")
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    packed = read(tmp_path / "a.tar.gz")
+    assert len(plain) == 3 and list(packed.values()) == list(plain.values())
+    (tmp_path / "a.tar.gz").write_bytes((tmp_path / "a.tar.gz").read_bytes()[:-900])
+    assert "cut short or damaged" in list(read(tmp_path / "a.tar.gz").values())[-1]
 
 
 def test_a_name_that_a_shard_has_twice_is_listed(tmp_path, picture, real_clip):
