@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
 
+import pyarrow as pa
 from filelock import Timeout
 
 from bat_ui.clip_space import ClipSpace
@@ -27,7 +28,7 @@ from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.duplicates import mark_duplicates
 from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, records_of, stored_among
 from bat_ui.store.hub import HubPart
-from bat_ui.store.index import build_indexes, drop_old
+from bat_ui.store.index import build_indexes, drop_old, update_by_id
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options, Record
@@ -36,6 +37,7 @@ from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, among, building_lo
 
 ENGINES = ("local", "ray")
 UNSTATED = "not stated"
+ROWS_AT_ONCE = 100_000  # whose licence is corrected
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def ingest(
         if addresses and address not in addresses:
             _refuse_others(jobs)
         if set(licences) - {stated}:
-            table.update(where=among([options.name], "source"), values={"licence": stated})
+            _correct_licence(table, options.name, stated)
             ledger.correct_licence(options.name, stated)
         run(jobs, ledger, Tally(jobs, progress))
         if not isinstance(parts[0], HubPart):  # of which other splits are no less there
@@ -197,6 +199,12 @@ def _refuse_others(jobs: Sequence[Job]) -> None:
                     f"The store has another picture from elsewhere as '{record.id}': rename the source, or name it with "
                     "--name."
                 )
+
+
+def _correct_licence(table, name: str, licence: str) -> None:
+    wrong = f"{among([name], 'source')} AND NOT {among([licence], 'licence')}"
+    while len(ids := table.search().where(wrong).select(["id"]).limit(ROWS_AT_ONCE).to_arrow()):
+        update_by_id(table, ids.append_column("licence", pa.array([licence] * len(ids))))
 
 
 def _is_file(record: Record, digest: bytes) -> bool:

@@ -209,11 +209,12 @@ def test_captions_that_were_added_or_corrected_are_taken_up(photos, real_clip, t
     assert (tmp_path / "store" / "broken.csv").read_text().splitlines() == ["file,reason"]
 
 
-def test_a_licence_stays_until_another_one_is_given_and_is_then_that_of_all(photos, real_clip, tmp_path):
+def test_a_licence_stays_until_another_one_is_given_and_is_then_that_of_all(photos, real_clip, tmp_path, monkeypatch):
     folder = photos(2)
     ingest(str(folder), tmp_path / "store", real_clip, licence="MIT")
     ingest(str(photos(1, tmp_path / "other")), tmp_path / "store", real_clip)
     photos(3)
+    monkeypatch.setattr("bat_ui.store.ingest.ROWS_AT_ONCE", 2)
     assert ingest(str(folder), tmp_path / "store", real_clip).info.licence == "MIT, not stated"
     report = ingest(str(folder), tmp_path / "store", real_clip, licence="CC0")
     assert (report.added, report.known, report.info.licence) == (0, 3, "CC0, not stated")
