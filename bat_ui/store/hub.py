@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bat_ui.errors import UserError
+from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.records import CAPTION_NAMES, Options, Record, choose_column, clean
 from bat_ui.store.shards import IMAGE_NAMES, URL_NAMES, only_addresses, picture_record
 
@@ -45,9 +46,22 @@ class HubPart:
         try:
             for number, row in enumerate(rows):
                 id = f"{self.options.name}/{self.options.split}/{self.shard}/{number}"
-                yield picture_record(id, row[self.image], clean(row[self.caption]))
+                yield picture_record(id, self._file(row[self.image]), clean(row[self.caption]))
         except (OSError, RuntimeError) as error:
             raise UserError(f"The connection to '{self.dataset}' was lost: start the ingest again, it goes on.") from error
+
+    def _file(self, image: dict | None) -> dict | bytes | None:
+        """A picture's bytes if it is a file of its own in the dataset, of which a row has the address only."""
+        import fsspec
+
+        address = image and not image.get("bytes") and image.get("path")
+        if not address or not re.match(rf"((zip|tar)://[^:]*::)*hf://datasets/{re.escape(self.dataset)}[@/]", address):
+            return image  # what the row says is not trusted: it may name any file of this machine
+        try:
+            with fsspec.open(address, "rb") as file:
+                return file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
 
 
 def is_hub_name(source: str) -> bool:

@@ -396,6 +396,29 @@ def test_a_streamed_dataset_gives_its_pictures(tmp_path, picture):
     assert [record.data for record in found] == [png(image) for image in rows["image"]]
 
 
+def test_pictures_that_are_files_of_their_own_in_a_dataset_are_read_and_no_others(tmp_path, picture, monkeypatch):
+    datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    files = {"datasets/someone/set@main/train/0.png": png(picture(0)), "datasets/other/set/0.png": png(picture(1))}
+
+    def opened(self, path, *_, **__):
+        if path not in files:
+            raise FileNotFoundError(path)
+        return io.BytesIO(files[path])
+
+    (tmp_path / "own.png").write_bytes(png(picture(2)))
+    addresses = [f"hf://{path}" for path in files] + ["hf://datasets/someone/set@main/gone.png", str(tmp_path / "own.png")]
+    rows = [{"image": {"bytes": None, "path": address}, "text": "a cat"} for address in addresses]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows), features=features)
+    monkeypatch.setattr("bat_ui.store.hub._load", lambda *_: stream)
+    monkeypatch.setattr(hub.HfFileSystem, "_open", opened)
+    from bat_ui.store.hub import hub_parts
+
+    first, *others = [record for part in hub_parts("someone/set", Options("s")) for record in part.records()]
+    assert (first.caption, first.data) == ("a cat", png(picture(0)))
+    assert [record.problem for record in others] == ["has no picture file in it"] * 3
+
+
 def test_without_connection_a_dataset_is_refused_in_one_sentence(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
