@@ -32,6 +32,7 @@ from bat_ui.store.index import build_indexes, drop_old, update_by_id
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options, Record
+from bat_ui.store.shards import without_ending
 from bat_ui.store.sources import FilesPart, find_parts
 from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, among, building_lock, open_table, read_info, write_info
 
@@ -258,5 +259,5 @@ def _exists(source: str) -> bool:
 
 
 def _name_of(source: str) -> str:
-    name = re.sub(r"\.(tar|parquet)$", "", str(source).rstrip("/").rsplit("/", 1)[-1].removeprefix("hf:"))
+    name = without_ending(str(source).rstrip("/").rsplit("/", 1)[-1].removeprefix("hf:"))
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "source"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,12 @@ from bat_ui.store.records import (
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 URL_NAMES = ("url", "image_url", "uri", "link")
 MAX_TEXT = 1_000_000  # bytes of a shard's text or JSON file
+NO_PICTURE = "has no JPEG, PNG or WebP picture beside its text: pack it again with tar --sort=name"
+
+
+def without_ending(path: str) -> str:
+    """The name of a shard or table without what says that it is one."""
+    return re.sub(r"\.(tar|tar\.gz|tgz|parquet)$", "", path, flags=re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class _FilePart:
     @property
     def stem(self) -> str:
         """What the ids of its pictures begin with."""
-        return f"{self.options.name}/{self.entry.path.rpartition('.')[0]}"
+        return f"{self.options.name}/{without_ending(self.entry.path)}"
 
 
 class _Member(tarfile.TarInfo):
@@ -80,7 +87,7 @@ class ShardPart(_FilePart):
                 for member in archive:
                     if not member.isfile():
                         continue
-                    folder, _, name = member.name.rpartition("/")
+                    folder, _, name = member.name.removeprefix("./").rpartition("/")
                     stem, _, suffix = name.partition(".")
                     stem, suffix = f"{folder}/{stem}" if folder else stem, f".{suffix.lower()}"
                     if stem != key:
@@ -118,7 +125,7 @@ class ShardPart(_FilePart):
             names = (self.options.caption_column,) if self.options.caption_column else CAPTION_NAMES
             caption = next((clean(known[n]) for n in names if isinstance(known, dict) and n in known), "")
         if not isinstance(image, bytes):
-            yield Record(id, problem=image or "has no JPEG, PNG or WebP picture")
+            yield Record(id, problem=image or NO_PICTURE)
         elif not caption:
             yield Record(id, problem=NO_CAPTION)
         else:
