@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from bat_ui.errors import UserError
+from bat_ui.errors import UserError, in_one_line
 
 BATCH = 64
 LOCAL = "local-dir:"  # open_clip's scheme for a folder
@@ -52,7 +52,7 @@ class ClipSpace:
             model, preprocess = open_clip.create_model_from_pretrained(name, pretrained, device=device)
             tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as e:
-            raise UserError(f"The CLIP model '{source}' could not be loaded: {' '.join(str(e).split())[:300]}") from e
+            raise UserError(f"The CLIP model '{source}' could not be loaded: {in_one_line(e, 300)}") from e
         return cls(model, preprocess, tokenizer, device, str(source))
 
     @cached_property

@@ -12,6 +12,11 @@ class UserError(ValueError):
     """A problem that the person can solve; the text is one sentence that says what to do."""
 
 
+def in_one_line(problem: BaseException, most: int = 200) -> str:
+    """What a library says, for a sentence of ours: the first `most` characters, without line breaks."""
+    return " ".join(str(problem).split())[:most]
+
+
 def explained(problem: BaseException | None) -> str | None:
     """What an exception says to the user in one sentence; None if only a programmer can make sense of it."""
     if isinstance(problem, UserError):

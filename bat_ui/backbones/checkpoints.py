@@ -21,7 +21,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
-from bat_ui.errors import UserError
+from bat_ui.errors import UserError, in_one_line
 from bat_ui.pictures import shown_name
 from bat_ui.settings import PREDICTIONS
 
@@ -146,7 +146,7 @@ def _from_file(source: Path, dtype: torch.dtype):
             str(source), config=str(CONFIGS / found.family), dtype=dtype, local_files_only=True, **parts
         )
     except (ValueError, KeyError, RuntimeError, OSError, SingleFileComponentError) as problem:
-        said = " ".join(str(problem).split())[:200]
+        said = in_one_line(problem)
         raise UserError(f"{shown_name(source)} is not a complete {found.family} checkpoint: {said}") from problem
     _check_complete(pipeline, shown_name(source))
     return pipeline, found
@@ -207,7 +207,7 @@ def _from_folder(source: Path, dtype: torch.dtype):
     try:
         pipeline = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, local_files_only=True, **options)
     except (ValueError, KeyError, RuntimeError, OSError, TypeError, SafetensorError) as problem:
-        said = " ".join(str(problem).split())[:200]
+        said = in_one_line(problem)
         raise UserError(f"{name} is not a complete diffusers folder: {said}") from problem
     if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise UserError(f"{name} is an inpainting or editing model: give the plain text-to-image version of it.")

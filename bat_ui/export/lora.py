@@ -25,6 +25,7 @@ from torch import Tensor
 from bat_ui.adapters import samples_of_adapter, used_step
 from bat_ui.backbones.stable_diffusion import Backbone
 from bat_ui.choice import Choice
+from bat_ui.errors import in_one_line
 from bat_ui.export.names import kohya_name
 from bat_ui.files import read_json
 from bat_ui.project import Project
@@ -189,7 +190,7 @@ def check_loads_in_diffusers(backbone: Backbone, path: Path, layers: dict[tuple[
         pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=CHECKING)
     except (ValueError, KeyError, RuntimeError, IndexError) as problem:
         pipeline.unload_lora_weights()
-        return Check("diffusers", False, f"its loader refuses the file: {' '.join(str(problem).split())[:200]}")
+        return Check("diffusers", False, f"its loader refuses the file: {in_one_line(problem)}")
     try:
         same = missing = 0
         for (part, name), (down, up) in layers.items():

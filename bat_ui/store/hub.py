@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bat_ui.errors import UserError
+from bat_ui.errors import UserError, in_one_line
 from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.records import CAPTION_NAMES, Options, Record, choose_column, clean
 from bat_ui.store.shards import IMAGE_NAMES, URL_NAMES, only_addresses, picture_record
@@ -101,4 +101,4 @@ def _load(dataset: str, split: str):
     except DatasetNotFoundError as error:
         raise UserError(f"There is no dataset '{dataset}' on the Hugging Face hub, or it needs `hf auth login`.") from error
     except ValueError as error:
-        raise UserError(f"The dataset '{dataset}' cannot be streamed: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"The dataset '{dataset}' cannot be streamed: {in_one_line(error)}") from error

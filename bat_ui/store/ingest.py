@@ -26,7 +26,7 @@ from bat_ui.clip_space import ClipSpace
 from bat_ui.errors import UserError, explained
 from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.duplicates import mark_duplicates
-from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, records_of, stored_among
+from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, records_of
 from bat_ui.store.hub import HubPart
 from bat_ui.store.index import build_indexes, drop_old, update_by_id
 from bat_ui.store.ledger import Entry, Ledger
@@ -34,7 +34,17 @@ from bat_ui.store.place import Place
 from bat_ui.store.records import Options, Record
 from bat_ui.store.shards import without_ending
 from bat_ui.store.sources import FilesPart, find_parts
-from bat_ui.store.table import EXACT_ROWS, SCHEMA, StoreInfo, among, building_lock, open_table, read_info, write_info
+from bat_ui.store.table import (
+    EXACT_ROWS,
+    SCHEMA,
+    StoreInfo,
+    among,
+    building_lock,
+    open_table,
+    read_info,
+    rows_among,
+    write_info,
+)
 
 ENGINES = ("local", "ray")
 UNSTATED = "not stated"
@@ -220,7 +230,7 @@ def _is_file(record: Record, digest: bytes) -> bool:
 def _still_broken(table, broken: dict[str, str]) -> dict[str, str]:
     """Without those that were repaired and are in the store by now."""
     for ids in chunks(list(broken), AHEAD):
-        for id in stored_among(table, ids):
+        for id in rows_among(table, ids)["id"].to_pylist():
             del broken[id]
     return broken
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from pyarrow import ArrowInvalid, fs
 
-from bat_ui.errors import UserError
+from bat_ui.errors import UserError, in_one_line
 from bat_ui.files import replacing
 
 PATIENCE = "?retry_limit_seconds=20"  # for Google's store, which is else tried for a quarter of an hour
@@ -125,8 +125,8 @@ class Place:
         try:
             yield self._resolve()
         except OSError as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(f"'{self.uri}' cannot be reached ({said}): check connection and rights.") from error
+            said = f"'{self.uri}' cannot be reached ({in_one_line(error)}): check connection and rights."
+            raise UserError(said) from error
 
     def _resolve(self) -> tuple[fs.FileSystem, str]:
         if self.is_local:

@@ -30,7 +30,8 @@ READ = pa.schema(
     + [("id", pa.string()), ("caption", pa.string()), ("data", pa.binary()), ("uri", pa.string()), ("problem", pa.string())]
     + [("stored", pa.struct([("digest", pa.binary()), ("caption", pa.string())]))]
 )
-TALLY = ["job", "id", "problem", "replaces", "recaption"]
+# What is told of each record, and what it is called beside a row of the store, which has an id of its own.
+TALLY = {"job": "job", "id": "file", "problem": "problem", "replaces": "replaces", "recaption": "recaption"}
 _TEXTS = ("id", "caption", "source", "licence", "uri", "problem", "recaption")
 _NUMBERS = ("job", "row", "width", "height", "hash")
 _BYTES = ("image", "digest", "fingerprint", "pixels")
@@ -89,7 +90,7 @@ class RayEngine:
             )
             .materialize()
         )
-        tally = done.select_columns(["file" if name == "id" else name for name in TALLY])
+        tally = done.select_columns(list(TALLY.values()))
         rows = [row for batch in tally.iter_batches(batch_size=None, batch_format="pyarrow") for row in batch.to_pylist()]
         table = open_table(jobs[0].place)
         remove(table, [row["file"] for row in rows if row["replaces"]])
@@ -150,7 +151,7 @@ class _Encoder:
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Rows of the store beside the tally's columns; those with a problem have nothing else."""
         good = decoded.filter(pc.is_null(decoded["problem"]))
-        rows = good.drop(["pixels", "job", "problem", "replaces", "recaption"]).to_pylist()
+        rows = good.drop(["pixels", *(TALLY.keys() - {"id"})]).to_pylist()
         vectors = []
         if rows:
             flat = [torch.from_numpy(np.frombuffer(pixels, np.float32).copy()) for pixels in good["pixels"].to_pylist()]
@@ -159,7 +160,7 @@ class _Encoder:
         for row in rows:
             row["fingerprint"] = np.frombuffer(row["fingerprint"], np.uint8)
         stored = arrow_table(rows, vectors, self.dim) if rows else schema(self.dim).empty_table()
-        return _beside(decoded.select(TALLY), stored)
+        return _beside(decoded.select(list(TALLY)), stored)
 
 
 def _beside(tally: pa.Table, stored: pa.Table) -> pa.Table:
@@ -167,8 +168,8 @@ def _beside(tally: pa.Table, stored: pa.Table) -> pa.Table:
     good = pc.is_null(tally["problem"]).to_numpy()
     places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
     both = stored.take(places)
-    for name in TALLY:
-        both = both.append_column("file" if name == "id" else name, tally[name])
+    for name, beside in TALLY.items():
+        both = both.append_column(beside, tally[name])
     return both
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from bat_ui.store.records import (
     decoded,
 )
 
+SHARDS = (".tar", ".tar.gz", ".tgz")
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 URL_NAMES = ("url", "image_url", "uri", "link")
 MAX_TEXT = 1_000_000  # bytes of a shard's text or JSON file
@@ -32,7 +32,8 @@ NO_PICTURE = "has no JPEG, PNG or WebP picture beside its text: pack it again wi
 
 def without_ending(path: str) -> str:
     """The name of a shard or table without what says that it is one."""
-    return re.sub(r"\.(tar|tar\.gz|tgz|parquet)$", "", path, flags=re.IGNORECASE)
+    ending = next((e for e in (*SHARDS, ".parquet") if path.lower().endswith(e)), "")
+    return path[: len(path) - len(ending)]
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,10 @@ from bat_ui.store.records import (
     clean,
     decoded,
 )
-from bat_ui.store.shards import ParquetPart, ShardPart, has_pictures, text_rows
+from bat_ui.store.shards import SHARDS, ParquetPart, ShardPart, has_pictures, text_rows
 
 FILE_NAMES = ("file_name", "filename", "file", "image", "image_name", "path", "image_path")
 SHEETS = (".csv", ".tsv")
-SHARDS = (".tar", ".tar.gz", ".tgz")
 FILES_PER_PART = 1000
 
 
@@ -73,14 +72,10 @@ class FilesPart:
         """Pictures."""
         return len(self.entries)
 
-    @property
-    def ids(self) -> list[str]:
-        """Of all its pictures, usable or not."""
-        return [f"{self.name}/{entry.path}" for entry in self.entries]
-
     def records(self) -> Iterator[Record]:
         """Pictures are not read here but where they are decoded."""
-        for id, entry in zip(self.ids, self.entries):
+        for entry in self.entries:
+            id = f"{self.name}/{entry.path}"
             caption = self.captions.get(entry.path, "")
             if not caption and entry.path in self.beside:
                 text = self.folder / self.beside[entry.path].path
