@@ -225,8 +225,11 @@ def _ingest(args: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             print("Stopped. What was read so far stays; the same command goes on from there.", file=sys.stderr)
             raise
-        replaced = f"{report.replaced} took the place of another file of their name." if report.replaced else ""
-        progress.said = f"{report.info.title}: {report.added} new pictures, {report.info.count} in all. {replaced}".strip()
+        changes = [f"{report.replaced} took the place of another file of their name."] if report.replaced else []
+        if report.recaptioned:
+            changes.append(f"Corrected captions: {report.recaptioned}.")
+        sums = f"{report.info.title}: {report.added} new pictures, {report.info.count} in all."
+        progress.said = " ".join([sums, *changes])
         if report.broken:
             file, reason = next(iter(report.broken.items()))
             progress.said += f" {len(report.broken)} could not be used; the first, {file}: {reason}"
@@ -234,10 +237,8 @@ def _ingest(args: argparse.Namespace) -> None:
     print(
         f"{info.title}: {info.count} pictures, {report.added} of them new; {report.known} of the source were there before."
     )
-    if replaced:
-        print(replaced)
-    if report.recaptioned:
-        print(f"{report.recaptioned} of these have another caption now, which was taken.")
+    for change in changes:
+        print(change)
     print(f"Twice in the store: {report.exact} exact copies, {report.near} near ones.")
     if report.broken:
         print(f"Not usable: {len(report.broken)}, listed with the reason in broken.csv in the store. The first ones:")

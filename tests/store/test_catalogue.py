@@ -239,13 +239,16 @@ def test_an_uploaded_zip_is_ingested_as_a_job_of_a_project_and_then_gone(photos,
 
 
 def test_a_corrected_upload_takes_the_place_of_the_first(photos, picture, zipped, tiny_backbone_folder, tmp_path, capsys):
-    folder = photos(3)
+    folder, project = photos(3), Project(tmp_path / "project")
     options = ["--store", "mine", "--name", "holiday", "--backbone", str(tiny_backbone_folder)]
     for seed in (1, 50):
         picture(seed).save(folder / "001.png")
+        (folder / "002.txt").write_text(f"a photo of cat number {seed}", encoding="utf-8")
         upload = keep_upload(zipped([(path.name, path.read_bytes()) for path in sorted(folder.iterdir())]))
-        assert main(["ingest", *options, str(upload)]) == 0
-    assert "1 took the place of another file" in capsys.readouterr().out
+        assert main(["ingest", "--project", str(project.folder), *options, str(upload)]) == 0
+    changes = "1 took the place of another file of their name. Corrected captions: 1."
+    assert project.status("ingest")["message"] == f"mine: 0 new pictures, 3 in all. {changes}"
+    assert changes.split(". ")[1] in capsys.readouterr().out
     assert Store.open(store_place("mine")).pictures(["holiday/001.png"])[0].tobytes() == picture(50).tobytes()
 
 
