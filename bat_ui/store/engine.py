@@ -35,11 +35,13 @@ PART_ROWS = 2**32  # numbers that a part's rows have to themselves
 
 @dataclass(frozen=True)
 class Job:
-    """A part to read, for the store at `place`; `entry` is what the ledger will say of it."""
+    """A part to read, for the store at `place` as it was at `version` of its table, when its ids were all indexed; `entry`
+    is what the ledger will say of it."""
 
     part: object
     entry: Entry
     place: Place
+    version: int
     link: bool
 
     def columns(self, position: int, record: Record) -> dict:
@@ -58,11 +60,12 @@ class Stored:
 
 
 def records_of(job: Job) -> Iterator[tuple[int, Record, Stored | None]]:
-    """The records of a part with their place in it and what the store has as their id.
+    """The records of a part with their place in it and what the store had as their id before the ingest.
 
     A second record of an id has that as its problem.
     """
     table, seen = open_table(job.place), set()
+    table.checkout(job.version)  # what was added since has other ids and is not indexed: looking there would cost n^2
     for chunk in chunks(enumerate(job.part.records()), AHEAD, lambda item: item[1].held):
         stored = stored_among(table, [record.id for _, record in chunk])
         for position, record in chunk:
@@ -75,7 +78,7 @@ def records_of(job: Job) -> Iterator[tuple[int, Record, Stored | None]]:
 
 def stored_among(table, ids: Sequence[str]) -> dict[str, Stored]:
     """What the table has of those of the ids that it has."""
-    rows = rows_among(table, ids, "digest", "caption").to_pylist()
+    rows = rows_among(table, ids, "digest", "caption").to_pylist() if table.count_rows() else []
     return {row["id"]: Stored(row["digest"], row["caption"]) for row in rows}
 
 

@@ -22,6 +22,7 @@ class HubPart:
     """One of the files that a dataset is kept in."""
 
     dataset: str
+    revision: str
     shard: int
     shards: int
     image: str
@@ -30,7 +31,13 @@ class HubPart:
 
     @property
     def key(self) -> str:
-        return f"{self.options.name}/{self.dataset} {self.options.split} {self.shard}/{self.shards}"
+        """Differs if the dataset changes, or what is read of it."""
+        return f"{self.group}{self.revision} {self.shard}/{self.shards}{self.options.columns}"
+
+    @property
+    def group(self) -> str:
+        """What the keys of all parts of its split begin with."""
+        return f"{self.options.name}/{self.dataset} {self.options.split} "
 
     @property
     def size(self) -> int:
@@ -41,7 +48,8 @@ class HubPart:
         """Raises UserError if the connection is lost."""
         import datasets
 
-        rows = _load(self.dataset, self.options.split).shard(num_shards=self.shards, index=self.shard)
+        rows, _ = _load(self.dataset, self.options.split, self.revision)
+        rows = rows.shard(num_shards=self.shards, index=self.shard)
         rows = rows.select_columns([self.image, self.caption]).cast_column(self.image, datasets.Image(decode=False))
         try:
             for number, row in enumerate(rows):
@@ -72,7 +80,7 @@ def is_hub_name(source: str) -> bool:
 def hub_parts(source: str, options: Options) -> list[HubPart]:
     """Raises UserError without the package, without connection, and for a dataset without pictures or captions."""
     dataset = source.removeprefix(SCHEME)
-    rows = _load(dataset, options.split)
+    rows, revision = _load(dataset, options.split)
     if rows.features is None:
         raise UserError(f"The dataset '{dataset}' does not say what columns it has: download it and ingest its files.")
     import datasets
@@ -84,10 +92,11 @@ def hub_parts(source: str, options: Options) -> list[HubPart]:
     one = images[0] if len(images) == 1 and options.image_column is None else None
     image = one or choose_column(images, options.image_column, IMAGE_NAMES, "image")
     caption = choose_column(texts, options.caption_column, CAPTION_NAMES, "caption")
-    return [HubPart(dataset, n, rows.num_shards, image, caption, options) for n in range(rows.num_shards)]
+    return [HubPart(dataset, revision, n, rows.num_shards, image, caption, options) for n in range(rows.num_shards)]
 
 
-def _load(dataset: str, split: str):
+def _load(dataset: str, split: str, revision: str | None = None) -> tuple:
+    """A split as a stream, and the revision that it is of, by default the newest."""
     try:
         import datasets
     except ImportError as error:
@@ -95,7 +104,8 @@ def _load(dataset: str, split: str):
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return datasets.load_dataset(dataset, split=split, streaming=True)
+        builder = datasets.load_dataset_builder(dataset, revision=revision)
+        return builder.as_streaming_dataset(split=split), builder.hash
     except (ConnectionError, TimeoutError, datasets.exceptions.DefunctDatasetError) as error:
         raise UserError(f"The Hugging Face hub does not answer: go online to stream '{dataset}'.") from error
     except DatasetNotFoundError as error:

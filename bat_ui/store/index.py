@@ -43,9 +43,11 @@ def build_indexes(table, with_vectors: bool) -> None:
 
 
 def index_ids(table) -> None:
-    """Make the index over the ids, anew if there are rows that it lacks."""
+    """Make the index over the ids, anew if there are rows that it lacks; an empty table needs none."""
     from lancedb.index import BTree
 
+    if not table.count_rows():
+        return
     name = next((index.name for index in table.list_indices() if index.columns == ["id"]), None)
     if name is None or table.index_stats(name).num_unindexed_rows:
         table.create_index("id", config=BTree(), replace=True)

@@ -28,7 +28,7 @@ from bat_ui.pictures import MAX_BYTES
 from bat_ui.store.duplicates import mark_duplicates
 from bat_ui.store.engine import AHEAD, Job, LocalEngine, Tally, chunks, records_of
 from bat_ui.store.hub import HubPart
-from bat_ui.store.index import build_indexes, drop_old, update_by_id
+from bat_ui.store.index import build_indexes, drop_old, index_ids, update_by_id
 from bat_ui.store.ledger import Entry, Ledger
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options, Record
@@ -124,21 +124,22 @@ def ingest(
             run = RayEngine(clip, workers)
         done, number = {key: entry for key, entry in ledger.latest.items() if entry.complete}, ledger.next_number
         by_key = {part.key: part for part in parts}
-        stated = licence or next(reversed(licences), UNSTATED)
-        jobs = [
-            Job(by_key[key], Entry(key, number + n, options.name, address, stated), place, link)
-            for n, key in enumerate(key for key in by_key if key not in done)
-        ]
         table = open_table(place)
         before = table.count_rows()
+        index_ids(table)
+        stated = licence or next(reversed(licences), UNSTATED)
+        jobs = [
+            Job(by_key[key], Entry(key, number + n, options.name, address, stated), place, table.version, link)
+            for n, key in enumerate(key for key in by_key if key not in done)
+        ]
         if addresses and address not in addresses:
             _refuse_others(jobs)
         if set(licences) - {stated}:
             _correct_licence(table, options.name, stated)
             ledger.correct_licence(options.name, stated)
         run(jobs, ledger, Tally(jobs, progress))
-        if not isinstance(parts[0], HubPart):  # of which other splits are no less there
-            ledger.forget(_gone(ledger, options.name, address, by_key))
+        of_split = parts[0].group if isinstance(parts[0], HubPart) else ""  # other splits are no less there
+        ledger.forget(_gone(ledger, options.name, address, by_key, of_split))
         info, exact, near = _finish(place, info, ledger, progress)
     entries = [*(done[key] for key in by_key if key in done), *(job.entry for job in jobs)]
     read, recaptioned, replaced = (sum(each) for each in zip(*((e.pictures, e.recaptioned, e.replaced) for e in entries)))
@@ -170,15 +171,17 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
     count = table.count_rows()
     broken = _still_broken(table, ledger.broken)
     _write_broken(place, broken)
+    if count == 0 and not broken:
+        raise UserError("There is no picture in it: give a source of captioned JPEG, PNG or WebP pictures.")
     if count == 0:
-        reason = next(iter(broken.values()), "")
+        reason = next(iter(broken.values()))
         raise UserError(f"No picture could be used; the first of {len(broken)} {reason.removeprefix('The picture ')}")
     progress("Indexing", 0, 1)
     build_indexes(table, with_vectors=count > EXACT_ROWS)
     progress("Looking for duplicates", 0, 1)
     exact, near = mark_duplicates(table)
-    names = dict.fromkeys(entry.name for entry in ledger.entries)
-    licences = dict.fromkeys(entry.licence for entry in ledger.entries)
+    names = sorted({entry.name for entry in ledger.entries})
+    licences = sorted({entry.licence for entry in ledger.entries})
     content = [sorted((entry.key, entry.pictures) for entry in ledger.entries), count, info.encoder, SCHEMA]
     had_old = info.snapshot > 0
     info = replace(
@@ -195,10 +198,10 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
     return info, exact, near
 
 
-def _gone(ledger: Ledger, name: str, address: str, keys: Collection[str]) -> set[str]:
-    """The parts of a source with broken pictures that are not among its present ones."""
+def _gone(ledger: Ledger, name: str, address: str, keys: Collection[str], beginning: str) -> set[str]:
+    """The parts of a source that are not among its present ones: if they come back as they were, they are read again."""
     entries = [entry for entry in ledger.entries if (entry.name, entry.address) == (name, address)]
-    return {entry.key for entry in entries if entry.broken} - set(keys)
+    return {entry.key for entry in entries if entry.key.startswith(beginning)} - set(keys)
 
 
 def _refuse_others(jobs: Sequence[Job]) -> None:

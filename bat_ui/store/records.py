@@ -11,6 +11,7 @@ from bat_ui.pictures import MAX_BYTES
 
 CAPTION_NAMES = ("caption", "text", "txt", "prompt", "title", "alt", "description")
 MAX_CAPTION = 2000  # characters
+MAX_LISTED, MAX_NAME = 20, 60  # columns that a message names, letters of each
 NO_CAPTION = "has no caption"
 UNREAD = "could not be read"  # this time: a part with such a picture is read again by the next ingest
 NO_UTF8 = "has a caption that is no UTF-8 text"
@@ -25,6 +26,11 @@ class Options:
     caption_column: str | None = None
     image_column: str | None = None
     split: str = "train"  # of a Hugging Face dataset
+
+    @property
+    def columns(self) -> str:
+        """Those that are given, for the keys of parts: with others a part is read again."""
+        return "".join(f" {name}" for name in (self.image_column, self.caption_column) if name)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ def clean(caption: object) -> str:
     return " ".join(words)[:MAX_CAPTION]
 
 
+def listed(columns: Sequence[str]) -> str:
+    """Columns in a sentence, which stays one whatever the file says."""
+    more = len(columns) - MAX_LISTED
+    return ", ".join(column[:MAX_NAME] for column in columns[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
 class NoUsualColumn(UserError):
     """No column was named, and none has a usual name."""
 
@@ -70,12 +82,12 @@ def choose_column(columns: Sequence[str], wanted: str | None, usual: Sequence[st
     """
     if wanted is not None:
         if wanted not in columns:
-            raise UserError(f"There is no column '{wanted}': choose the {what}s among {', '.join(columns)}.")
+            raise UserError(f"There is no column '{wanted}': choose the {what}s among {listed(columns)}.")
         return wanted
     lower = {column.lower(): column for column in reversed(columns)}
     found = next((lower[name] for name in usual if name in lower), None)
     if found is None:
         raise NoUsualColumn(
-            f"No column is named as {what}s usually are: name it with --{what}-column, of {', '.join(columns)}."
+            f"No column is named as {what}s usually are: name it with --{what}-column, of {listed(columns)}."
         )
     return found

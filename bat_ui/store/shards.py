@@ -21,12 +21,14 @@ from bat_ui.store.records import (
     choose_column,
     clean,
     decoded,
+    listed,
 )
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes")
 URL_NAMES = ("url", "image_url", "uri", "link")
 MAX_TEXT = 1_000_000  # bytes of a shard's text or JSON file
+DOTTED = "has pictures with a dot in their names, which are taken for one of several kinds: name cat.0.jpg cat-0.jpg"
 NO_PICTURE = "has no JPEG, PNG or WebP picture beside its text: pack it again with tar --sort=name"
 
 
@@ -44,8 +46,8 @@ class _FilePart:
 
     @property
     def key(self) -> str:
-        """Differs if the file changes."""
-        return f"{self.options.name}/{self.entry.path} {self.entry.size} {self.entry.changed}"
+        """Differs if the file changes, or what is read of it."""
+        return f"{self.options.name}/{self.entry.path} {self.entry.size} {self.entry.changed}{self.options.columns}"
 
     @property
     def size(self) -> int:
@@ -97,6 +99,8 @@ class ShardPart(_FilePart):
                     if suffix in SUFFIXES:
                         large = member.size > MAX_BYTES
                         sample["image"] = TOO_LARGE if large else archive.extractfile(member).read()
+                    elif suffix.endswith(SUFFIXES):
+                        sample.setdefault("image", DOTTED)
                     elif suffix in (".txt", ".json") and member.size <= MAX_TEXT:
                         sample[suffix] = archive.extractfile(member).read()
         except (tarfile.TarError, EOFError) as error:
@@ -242,7 +246,7 @@ def _image_column(schema, options: Options, where: str) -> str:
     if not names and lower & set(URL_NAMES):
         raise only_addresses(where)
     if not names:
-        raise UserError(f"{where} has no column of picture files: its columns are {', '.join(schema.names)}.")
+        raise UserError(f"{where} has no column of picture files: its columns are {listed(schema.names)}.")
     if options.image_column is None and len(names) == 1:
         return names[0]
     return choose_column(names, options.image_column, IMAGE_NAMES, "image")

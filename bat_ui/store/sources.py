@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePosixPath
@@ -108,7 +108,9 @@ def find_parts(source: str, options: Options) -> Sequence:
         folder, entries = place, place.entries()
     shards = [entry for entry in entries if entry.path.lower().endswith(SHARDS)]
     if shards:
-        return [ShardPart(folder, entry, options) for entry in shards]
+        parts = [ShardPart(folder, entry, options) for entry in shards]
+        _refuse_one_name(parts)
+        return parts
     tables = [entry for entry in entries if entry.suffix == ".parquet"]
     if any(entry.suffix in SUFFIXES for entry in entries):  # which the others are only about
         tables = [entry for entry in tables if has_pictures(folder, entry)]
@@ -119,6 +121,21 @@ def find_parts(source: str, options: Options) -> Sequence:
     if place.is_file():
         raise UserError(f"{place.name} is neither a .tar nor a .parquet file: give one of these or a folder of pictures.")
     return _files_parts(folder, entries, options)
+
+
+def _refuse_one_name(parts: Sequence[ShardPart]) -> None:
+    """Raises UserError if two shards can give pictures of one name: a.tar and a.tar.gz, or a.tar and a/b.tar."""
+    by_stem: dict[str, ShardPart] = {}
+    for part in parts:
+        by_stem.setdefault(part.stem, part)
+    for part in parts:
+        for stem in (part.stem, *map(str, PurePosixPath(part.stem).parents)):
+            other = by_stem.get(stem, part)
+            if other is not part:
+                raise UserError(
+                    f"{other.entry.path} and {part.entry.path} can have pictures of one name: remove one of them, or ingest "
+                    "them one by one, each with a --name of its own."
+                )
 
 
 def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> list[FilesPart]:
@@ -151,10 +168,9 @@ def _files_parts(folder: Place, entries: Sequence[Entry], options: Options) -> l
 
 def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
     """Captions by picture path, from a file with one line a picture, whose paths are relative to the file's folder."""
-    rows = _rows(folder, entry)
-    if not rows:
+    columns, rows = _rows(folder, entry)
+    if not columns:
         return {}
-    columns = [name for name in dict.fromkeys(chain.from_iterable(rows)) if isinstance(name, str)]
     wanted = options.image_column if options.image_column in columns else None
     if entry.suffix in SHEETS and not wanted and not set(FILE_NAMES) & {name.lower() for name in columns}:
         return {}  # a table about something else
@@ -168,23 +184,36 @@ def _metadata(folder: Place, entry: Entry, options: Options) -> dict[str, str]:
     return found
 
 
-def _rows(folder: Place, entry: Entry) -> list[dict]:
-    """The lines of a metadata file by column.  Raises UserError if it cannot be read."""
+def _rows(folder: Place, entry: Entry) -> tuple[list[str], Iterable[dict]]:
+    """The columns and the lines of a metadata file.  Raises UserError if it cannot be read, for a sheet on the way."""
     if entry.suffix == ".parquet":
-        return text_rows(folder, entry)
+        rows = text_rows(folder, entry)
+        return _columns(rows), rows
     try:
         text = (folder / entry.path).read_text()
     except UnicodeDecodeError as error:
         raise UserError(f"{entry.path} is no UTF-8 text: save it as UTF-8.") from error
     if entry.suffix in SHEETS:
-        separator = max(",;\t", key=text.split("\n", 1)[0].count)
-        csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-        try:
-            return list(csv.DictReader(io.StringIO(text), delimiter=separator))
-        except csv.Error as error:
-            raise UserError(f"{entry.path} has a line that is no CSV: correct it or remove the file.") from error
+        lines = _sheet(text, entry.path)
+        columns = next(lines, [])
+        return columns, (dict(zip(columns, line)) for line in lines if line)
     try:
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]  # other ends of a line may stand in a caption
     except (ValueError, RecursionError) as error:
         raise UserError(f"{entry.path} has a line that is no JSON: correct it or remove the file.") from error
-    return [row for row in rows if isinstance(row, dict)]
+    rows = [row for row in rows if isinstance(row, dict)]
+    return _columns(rows), rows
+
+
+def _sheet(text: str, where: str) -> Iterator[list[str]]:
+    """The lines of a CSV file one by one: all of them with all columns may be far larger than the file."""
+    separator = max(",;\t", key=text.split("\n", 1)[0].count)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        yield from csv.reader(io.StringIO(text), delimiter=separator)
+    except csv.Error as error:
+        raise UserError(f"{where} has a line that is no CSV: correct it or remove the file.") from error
+
+
+def _columns(rows: Sequence[dict]) -> list[str]:
+    return list(dict.fromkeys(chain.from_iterable(rows)))

@@ -61,6 +61,7 @@ def train(
     # The scale of half precision's losses goes with the optimizer, so that a resumed run has it, too; it only ever falls.
     scale, half = optimizer.param_groups[0].get(LOSS_SCALE, 2.0**16), backbone.dtype == torch.float16
     scaler = torch.amp.GradScaler(backbone.device.type, init_scale=scale, growth_interval=2**30, enabled=half)
+    scaler.scale(torch.zeros((), device=backbone.device))  # makes the scale, for a process without a row in its first step
     learning_rate, skipped = learning_rates(settings), 0
     with ready_to_train(backbone, settings.steps):
         for step in range(start, settings.steps):

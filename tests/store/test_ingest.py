@@ -17,7 +17,7 @@ from bat_ui.errors import UserError
 from bat_ui.store import engine
 from bat_ui.store.ingest import ingest
 from bat_ui.store.place import Place
-from bat_ui.store.table import Store, open_table, write_info
+from bat_ui.store.table import Store, among, open_table, write_info
 
 
 def content(store) -> list[dict]:
@@ -82,7 +82,7 @@ def test_two_sources_live_in_one_store(photos, real_clip, tmp_path, picture):
     (tmp_path / "more" / "x.txt").write_text("another")
     ingest(str(photos(2)), tmp_path / "store", real_clip, licence="CC0")
     report = ingest(str(tmp_path / "more"), tmp_path / "store", real_clip, licence="MIT")
-    assert (report.info.source, report.info.licence, report.info.count) == ("photos, more", "CC0, MIT", 3)
+    assert (report.info.source, report.info.licence, report.info.count) == ("more, photos", "CC0, MIT", 3)
     assert Store.open(tmp_path / "store").ids[-1] == "more/x.png"
 
 
@@ -292,6 +292,26 @@ def test_after_an_interruption_the_same_command_ends_with_the_same_store(written
     assert report.added == 10 - 2 * written and report.known == 2 * written
     assert content(tmp_path / "store") == content(tmp_path / "whole")
     assert Store.open(tmp_path / "store").ids == Store.open(tmp_path / "whole").ids
+
+
+def test_ids_are_looked_up_by_the_index_and_only_among_those_of_before(photos, real_clip, tmp_path, monkeypatch):
+    plans, looked_up = [], engine.stored_among
+
+    def explained(table, ids):
+        plans.append((table.count_rows(), table.search().where(among(ids)).explain_plan()))
+        return looked_up(table, ids)
+
+    monkeypatch.setattr(engine, "stored_among", explained)
+    monkeypatch.setattr("bat_ui.store.sources.FILES_PER_PART", 2)
+    for name in ("AHEAD", "BATCH", "MAX_ROWS"):  # many looks, writes between them
+        monkeypatch.setattr(engine, name, 2)
+    both = tmp_path / "store"
+    ingest(str(photos(6)), both, real_clip)
+    assert [count for count, _ in plans] == [0] * 3
+    plans.clear()
+    ingest(str(photos(12)), both, real_clip)
+    assert [count for count, _ in plans] == [6] * 6
+    assert all("ScalarIndexQuery" in plan for _, plan in plans)
 
 
 def test_large_pictures_are_held_by_bytes_not_by_number(photos, real_clip, tmp_path, monkeypatch):

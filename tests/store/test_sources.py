@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from bat_ui.store import sources
 from bat_ui.store.ingest import ingest
 from bat_ui.store.place import Place
 from bat_ui.store.records import Options, clean
+from bat_ui.store.shards import DOTTED
 from bat_ui.store.sources import find_parts
 from bat_ui.store.table import Store
 
@@ -369,6 +371,53 @@ def test_a_packed_shard_is_read_as_the_plain_one(tmp_path, picture):
     assert "cut short or damaged" in list(read(tmp_path / "a.tar.gz").values())[-1]
 
 
+def test_pictures_with_a_dot_in_their_names_are_listed(tmp_path, picture):
+    files = {"txt": b"a cat", "png": png(picture(0))}
+    shard(tmp_path / "a.tar", {"cat.0": files, "cat.1": files, "dog": files | {"mask.png": b""}})
+    assert captions(read(tmp_path / "a.tar")) == {"a/cat": DOTTED, "a/dog": "a cat"}
+
+
+@pytest.mark.parametrize("other", ("a.tar.gz", "a/b.tar"))
+def test_two_shards_whose_pictures_could_have_one_name_are_refused(other, tmp_path, picture):
+    (tmp_path / "a").mkdir()
+    for file in ("a.tar", other):
+        shard(tmp_path / file, {"0": {"txt": b"a cat", "png": png(picture(0))}})
+    with pytest.raises(UserError, match=f"a.tar and {other} .* remove one"):
+        find_parts(str(tmp_path), Options("s"))
+
+
+@pytest.mark.parametrize("kind", ("parquet", "tar"))
+def test_another_column_of_captions_is_taken_on_a_second_run_and_on_the_way_back(kind, tmp_path, picture, real_clip):
+    (tmp_path / "in").mkdir()
+    texts = {"caption": "short", "long": "a long caption"}
+    if kind == "tar":
+        shard(tmp_path / "in" / "a.tar", {"0": {"json": json.dumps(texts).encode(), "png": png(picture(0))}})
+    else:
+        columns = {"image": [png(picture(0))]} | {name: [text] for name, text in texts.items()}
+        pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
+    for column, caption in ((None, "short"), ("long", "a long caption"), (None, "short")):
+        report = ingest(str(tmp_path / "in"), tmp_path / "store", real_clip, caption_column=column)
+        assert (report.info.count, Store.open(tmp_path / "store").captions) == (1, (caption,))
+
+
+def test_a_wide_sheet_of_short_lines_takes_no_more_memory_than_its_file(folder):
+    wide = ",".join(["file_name", "caption", *(f"c{n}" for n in range(5_000))])
+    (folder / "captions.csv").write_text("\n".join([wide, "a.png,a cat", *["x"] * 2_000]))
+    tracemalloc.start()
+    (part,) = find_parts(str(folder), Options("s"))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert part.captions["a.png"] == "a cat"
+    assert most < 10_000_000  # 2,000 lines of 5,000 columns would be 400 MB
+
+
+def test_a_message_about_columns_stays_short(folder):
+    (folder / "captions.csv").write_text(",".join(["file_name", *(f"c{n}" for n in range(5_000))]) + "\na.png,x\n")
+    with pytest.raises(UserError, match="and 4981 more") as refused:
+        read(folder)
+    assert len(str(refused.value)) < 300
+
+
 def test_a_name_that_a_shard_has_twice_is_listed(tmp_path, picture, real_clip):
     (tmp_path / "in").mkdir()
     with tarfile.open(tmp_path / "in" / "a.tar", "w") as archive:
@@ -394,6 +443,11 @@ def test_a_streamed_dataset_gives_its_pictures(tmp_path, picture):
     found = list(part.records())
     assert [record.caption for record in found] == rows["text"]
     assert [record.data for record in found] == [png(image) for image in rows["image"]]
+    assert hub_parts(str(tmp_path / "set"), Options("s")) == [part]
+    features["text"] = datasets.Value("large_string")
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "set" / "train.parquet"))
+    (changed,) = hub_parts(str(tmp_path / "set"), Options("s"))
+    assert changed.key != part.key and changed.group == part.group
 
 
 def test_pictures_that_are_files_of_their_own_in_a_dataset_are_read_and_no_others(tmp_path, picture, monkeypatch):
@@ -410,7 +464,7 @@ def test_pictures_that_are_files_of_their_own_in_a_dataset_are_read_and_no_other
     rows = [{"image": {"bytes": None, "path": address}, "text": "a cat"} for address in addresses]
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     stream = datasets.IterableDataset.from_generator(lambda: iter(rows), features=features)
-    monkeypatch.setattr("bat_ui.store.hub._load", lambda *_: stream)
+    monkeypatch.setattr("bat_ui.store.hub._load", lambda *_: (stream, "1"))
     monkeypatch.setattr(hub.HfFileSystem, "_open", opened)
     from bat_ui.store.hub import hub_parts
 
@@ -425,6 +479,6 @@ def test_without_connection_a_dataset_is_refused_in_one_sentence(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("Couldn't reach it")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     with pytest.raises(UserError, match="go online"):
         find_parts("someone/pictures", Options("s"))

@@ -213,6 +213,22 @@ def test_half_precision_trains_with_scaled_losses_and_float32_adapters(backbone,
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+@pytest.mark.parametrize("rank", (0, 1))
+def test_a_process_without_a_row_of_the_first_batch_trains_in_half_precision_too(rank, backbone, pictures):
+    half = replace(backbone, pipeline=copy.deepcopy(backbone.pipeline).to(torch.float16))
+    settings, images = TrainingSettings(steps=2, rank=2, batch_size=1), pictures(2, 0)
+    subject = Encoded(images.latents.half(), images.states.half())
+
+    class Alone(Processes):
+        def add_up(self, weights, losses):
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+    with lora(half, 2, 0) as weights:
+        steps = list(train(half, weights, new_optimizer(weights, settings), subject, None, settings, 0, Alone(2, rank)))
+        assert len(steps) == 2 and all(p.isfinite().all() for p in weights.values())
+
+
 def test_a_resumed_run_of_half_precision_ends_as_one_that_went_through(backbone, pictures, tmp_path):
     """Its losses begin at a scale at which the first gradients overflow, as they do on real GPUs now and then."""
     half = replace(backbone, pipeline=copy.deepcopy(backbone.pipeline).to(torch.float16))
