@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 
@@ -100,7 +100,8 @@ class Choice:
         strength = self.strength
         if self.left_out:
             most = most_strength(settings.steps, self.subject_steps)
-            strength = most if strength >= round(self.most_strength, 6) else min(strength, most)
+            at_bound = strength >= self.most_strength * (1 - 1e-5)  # which is not rounded as lambda is
+            strength = most if at_bound else min(strength, most)
         alone = self.subject_steps if settings.subject_steps is None else settings.subject_steps
         return replace(settings, strength=settings.strength * strength, subject_steps=alone)
 
@@ -146,7 +147,26 @@ class Choice:
         kind = "its kind was not asked for" if self.rule == "without_validity" else KINDS.get(c.verdict)
         if c.verdict == "harmful" and not c.chosen and self.rule != "without_validity":
             return f"Left out: {kind}."
+        if self._displaced(c):
+            return "Left out: farther ones that you took by hand have its place."
         return f"{taken}: {place[not c.chosen]}{f'; {kind}' if kind else ''}."
+
+    def _displaced(self, c: Candidate) -> bool:
+        """Whether it would be taken, had nobody taken by hand what is farther from the class."""
+        if self.rule == "by_group" or c.chosen or not c.rank:
+            return False
+        farther = sum(similarity < (c.class_similarity or 0.0) for similarity in self._taken_by_hand)
+        return farther > 0 and c.rank - farther <= self._number_taken
+
+    @cached_property
+    def _taken_by_hand(self) -> list[float]:
+        """The class similarity of each."""
+        kept = set(self.kept)
+        return [c.class_similarity or 0.0 for c in self.looked_at if c.id in kept]
+
+    @cached_property
+    def _number_taken(self) -> int:
+        return sum(c.chosen for c in self.looked_at)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -29,7 +29,7 @@ from bat_ui.training.lora import lora
 DRAWS = 16  # timesteps and noises, the same for every picture and step
 STREAM = 3  # of these draws, apart from those that sketch
 PARTS = (0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # of the run, where the loss is taken
-PAST = 3  # times the step of lowest loss, where it is plain enough that the adapter learns by heart
+PAST = 3  # times the step of lowest loss, from where on a trial ends when it plainly learns by heart
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class LeftOut:
     def means(self) -> list[float]:
         """Mean loss over the pictures at each step."""
         return [statistics.fmean(row) for row in self.losses]
+
+    @property
+    def lowest(self) -> int:
+        """The step of lowest mean loss."""
+        return self.steps[int(np.argmin(self.means))]
 
     @property
     def turning(self) -> int:
@@ -76,7 +81,7 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
 
     Halves, or from three pictures down one at a time.  An adapter sees each of fewer pictures oftener, so it turns earlier:
     steps are counted in proportion to the pictures that it has (theory.md, When), to half of the run at most.  A trial ends
-    at PAST times the step of lowest mean loss.
+    at PAST times the step of lowest mean loss, unless its loss is within the standard error of that even there.
     """
     count = len(subject)
     if count < 2:
@@ -100,10 +105,10 @@ def left_out_losses(backbone: Backbone, subject: Encoded, training: TrainingSett
             if not losses.isfinite().all():
                 raise UserError("The losses of left-out pictures are not finite: train with a smaller learning rate.")
             found[measured[end]] = losses.tolist()
-            lowest = min(found, key=lambda step: statistics.fmean(found[step]))
-            if measured[end] >= PAST * lowest:
+            so_far = LeftOut(tuple(found), tuple(found.values()))
+            if so_far.turning < measured[end] >= PAST * so_far.lowest:
                 break
-    return LeftOut(tuple(found), tuple(found.values()))
+    return so_far
 
 
 class _Trial:

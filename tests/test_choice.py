@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bat_ui.albat.selection import assess, make_sketches, select
-from bat_ui.albat.strength import MOST
+from bat_ui.albat.strength import HIGHEST, MOST, most_strength
 from bat_ui.choice import (
     Candidate,
     Choice,
@@ -75,6 +75,15 @@ def test_a_kept_picture_takes_the_place_of_the_last(made):
     last = choice.candidates[-1].id
     kept = toggle(choice, last, path)
     assert last in {c.id for c in kept.chosen} and len(kept.chosen) == 4
+
+
+def test_whose_place_was_taken_by_a_farther_one_by_hand_says_so(made):
+    choice, _, path = made
+    rows = tuple(replace(c, class_similarity=0.9 - 0.01 * int(c.id[1:])) for c in choice.candidates)
+    choice = toggle(replace(choice, candidates=rows), "c11", path)
+    said = {c.id: choice.reason(c).partition(";")[0] for c in choice.candidates if not c.chosen}
+    assert said.pop("c3") == "Left out: farther ones that you took by hand have its place."
+    assert set(said) == {f"c{i}" for i in range(4, 11)} and set(said.values()) == {"Left out: nearer ones are enough"}
 
 
 @pytest.mark.parametrize("place", [0, -1])
@@ -186,3 +195,16 @@ def test_lambda_in_the_last_step_grows_with_the_run_where_left_out_pictures_said
     full = replace(asked, strength=4.0)
     assert strength(full, 400) == 4 and strength(full, 800) == pytest.approx(800 / 80 - 1)
     assert by_rule(asked, "random", made[2]).strength == 4
+
+
+@pytest.mark.parametrize("turning", (30, 60, 90))
+def test_what_the_run_asks_for_is_known_as_such_for_any_number_of_pictures(turning, made):
+    choice, sketches, path = made
+    bound = most_strength(400, turning)
+    assessment = assess(sketches)
+    assessment = replace(assessment, strengths=dict.fromkeys(assessment.strengths, HIGHEST))
+    choice = replace(choice, rule="albat", subject_steps=turning, most_strength=bound, left_out=({"step": 80, "loss": 0.1},))
+    wanted = pytest.approx(most_strength(800, turning), rel=1e-4)
+    for number in range(1, 13):
+        assert strength(apply_selection(replace(choice, num_backbone=number), sketches, assessment), 800) == wanted
+    assert strength(by_rule(replace(choice, groups=({"group": 0},)), "random", path), 800) == wanted

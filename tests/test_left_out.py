@@ -58,6 +58,15 @@ def test_a_trial_ends_when_the_loss_was_lowest_long_ago(backbone, pictures, monk
     assert found.steps[-1] >= left_out.PAST * steps[1] > found.steps[-2]
 
 
+def test_a_trial_goes_on_while_its_pictures_cannot_tell_that_the_loss_rose(backbone, pictures, monkeypatch):
+    """The mean was lowest early, but two of four pictures are better off later: that step may be an accident."""
+    each = iter([loss for losses in zip([0.5, 0.30, *[0.40] * 8], [0.5, 0.36, *[0.30] * 8]) for loss in losses])
+    monkeypatch.setattr(left_out, "denoising_loss", lambda backbone, images, draws: torch.full((2,), next(each)))
+    found = left_out_losses(backbone, pictures(4, 0), replace(SETTINGS, steps=80), silent)
+    steps = [round(part * 80) for part in left_out.PARTS]
+    assert (found.lowest, found.turning, found.steps[-1]) == (steps[1], 40, 40)
+
+
 def test_losses_that_are_no_numbers_are_said_so(backbone, pictures, monkeypatch):
     monkeypatch.setattr(left_out, "denoising_loss", lambda backbone, images, draws: torch.full((2,), float("nan")))
     with pytest.raises(UserError, match="smaller learning rate"):

@@ -231,12 +231,13 @@ def select(
         errors = predicted_errors(s, assessment, ranking.order, shares, disagreement=disagreement)
         gains = errors[:-1] - errors[1:]
     size, harmless = len(ranking.order), allowed & ~last
+    most_images = int((harmless | first).sum())
     if rule == "without_benefit":
-        size = min(size, FEWEST, int(harmless.sum()))
+        size = min(size, FEWEST, most_images)
     elif len(errors):
         weight = shares.total(harmless.nonzero()[:, 0]) * len(s.adaptation_curvature)
         wanted = knee(errors) if only_valid else max(FEWEST, min(knee(errors), math.ceil(weight / LIGHTEST)))
-        size = min(size, wanted, int(harmless.sum()))
+        size = min(size, wanted, most_images)
     take = min(max(size if m is None else m, len(forced)), len(ranking.order))
     chosen = ranking.order[:take]
     share = shares.of(chosen)
@@ -252,7 +253,7 @@ def select(
         knee=size,
         chosen=tuple(s.ids[i] for i in chosen.tolist()),
         weights=(share / share.mean()).numpy(),
-        strength=float(share.sum()) if take else 1.0,
+        strength=shares.total(chosen) if take else 1.0,
         verdicts=verdicts,
     )
 

@@ -136,8 +136,11 @@ def when(choice: Choice) -> str:
     points = [(row["step"], row["loss"]) for row in choice.left_out]
     turning, lowest, last = choice.subject_steps, min(points, key=lambda point: point[1])[0], points[-1][0]
     tells = "An adapter of some of your pictures was tried on the others. "
-    if last in (lowest, turning):
+    if last == lowest:
         tells += f"To the end of the trial it got no worse: backbone pictures come in late, from step {turning} on."
+    elif last == turning:
+        tells += f"It was best at about step {lowest} and hardly worse to the end of the trial: backbone pictures come in "
+        tells += f"late, from step {turning} on."
     elif turning == points[0][0]:
         tells += (
             "It was best after a few steps, because your pictures differ so much: backbone pictures come in almost at once."

@@ -194,3 +194,12 @@ def test_mistakes_are_answered_with_a_sentence(made, assessed):
     broken = make_sketches(made.ids, made.groups, nothing, made.curvature, made.adaptation_curvature)
     with pytest.raises(UserError, match="not finite"):
         assess(broken)
+
+
+def test_what_is_added_by_hand_of_a_harmful_group_pushes_no_harmless_image_out(made, assessed):
+    nearest = {name for name, group in zip(made.ids, made.groups.tolist()) if group == 0 and int(name.split()[1]) < 10}
+    others = tuple(name for name, group in zip(made.ids, made.groups.tolist()) if group != 1 and name not in nearest)
+    harmful = tuple(name for name, group in zip(made.ids, made.groups.tolist()) if group == 1)
+    assert assessed.verdicts("albat")[1] == "harmful"
+    found = select(made, assessed, excluded=others, forced=harmful[:20])
+    assert set(found.chosen) == nearest | set(harmful[:20])
