@@ -281,7 +281,8 @@ def _every_setting(rows: Sequence[dict]) -> str:
     note = (
         "Strength is what the weight that the rule finds is multiplied by, lambda the weight that came of it. A setting is "
         "read at the steps at which `none` was measured, too. Runs that have not come to their end are in results.jsonl "
-        "alone.\n"
+        "alone. `oracle` takes no pictures of the tuning families that have no relatives. In runs of the variant `early end`"
+        " a trial on left-out pictures had ended too early.\n"
     )
     return "## Everything that was run (losses x 1000)\n\n" + _markdown(table) + "\n" + note if len(table) > 1 else ""
 

@@ -98,8 +98,12 @@ def test_the_curve_marks_the_present_choice():
         (10, 10, "come in almost at once"),
         (40, 40, "better until about step 40"),
         (10, 40, "best at about step 10 and hardly worse up to step 40"),
-        (100, 92, "come in late, from step 92 on"),
-        (40, 100, "come in late, from step 100 on"),
+        (100, 92, "To the end of the trial it got no worse: backbone pictures come in late, from step 92 on"),
+        (
+            40,
+            100,
+            "best at about step 40 and hardly worse to the end of the trial: backbone pictures come in late, from step 100",
+        ),
     ],
 )
 def test_when_backbone_pictures_come_in_is_said_with_the_losses_that_say_so(lowest, turning, says):
