@@ -13,6 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradio_client import Client
+
+
+def client_of(address: str) -> Client:
+    """A program's way to the page; a machine that is busy with other tests may answer late."""
+    return Client(address, verbose=False, httpx_kwargs={"timeout": 60})
+
 
 @dataclass
 class Server:

@@ -5,7 +5,6 @@ import zipfile
 
 import pytest
 from driving import open_page, open_tab, settle, unfold, watched
-from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -13,6 +12,7 @@ from playwright.sync_api import Page, expect
 from bat_ui.additions import save_candidate
 from bat_ui.choice import Candidate, Choice
 from bat_ui.project import Project
+from tests.page_server import client_of
 
 pytestmark = pytest.mark.browser
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture()
 def copied(finished, running_server, page) -> Project:
     """A copy of the finished project with 8 of 24 pictures taken, open at step 2; other tests find theirs as it was."""
-    client = Client(running_server.address, verbose=False)
+    client = client_of(running_server.address)
     id = client.predict(finished.split("project=")[1], api_name="/duplicate_project")
     client.predict(id, 8, api_name="/choose_number")
     open_page(page, f"{running_server.address}/?project={id}")
@@ -180,7 +180,7 @@ def test_a_file_that_only_calls_itself_a_zip_is_refused_in_a_sentence(copied, pa
 
 
 def test_a_program_can_search_add_compare_and_ask_for_stores(copied, server):
-    client, project = Client(server, verbose=False), copied.folder.name
+    client, project = client_of(server), copied.folder.name
     found = client.predict(project, "face", api_name="/search_pictures")
     known = {c.id for c in Choice.load(copied.choice).candidates}
     fresh = next(row["id"] for row in found if row["id"] not in known)

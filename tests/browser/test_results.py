@@ -6,9 +6,10 @@ import zipfile
 
 import pytest
 from driving import open_at, open_page, open_tab, watched
-from gradio_client import Client
 from playwright.sync_api import Page, expect
 from safetensors import safe_open
+
+from tests.page_server import client_of
 
 pytestmark = pytest.mark.browser
 
@@ -61,7 +62,7 @@ def test_a_picture_is_enlarged_by_keyboard_and_arrows_walk_through_the_grid(resu
 def test_an_enlarged_picture_stays_when_the_grid_is_drawn_anew(results, finished, server):
     results.locator("#grid .look").first.click()
     expect(results.locator("dialog[open]")).to_be_visible()
-    client, project = Client(server, verbose=False), project_of(finished)
+    client, project = client_of(server), project_of(finished)
     star = results.locator("#grid .star").nth(1)
     run, step, picture = (star.get_attribute(f"data-{name}") for name in ("run", "step", "star"))
     for pressed in ("true", "false"):  # somebody else likes it, and then no longer
@@ -103,7 +104,7 @@ def test_the_border_between_two_pictures_is_moved_by_keyboard_and_by_mouse(resul
 def test_the_checkpoint_that_is_used_is_the_one_that_is_drawn_with_and_downloaded(results, finished, server):
     results.get_by_role("button", name="Use this checkpoint").click()
     expect(results.locator("#used")).to_contain_text(re.compile("taken home: step 6|In use for Run 1: step 6"))
-    client = Client(server, verbose=False)
+    client = client_of(server)
     found = client.predict(project_of(finished), "001", api_name="/compare_checkpoints")
     assert found["used"] == 6 and found["checkpoints"][-1]["saved"] and found["why"]
 
@@ -144,7 +145,7 @@ def test_a_project_without_a_training_says_what_to_do(page, server):
 
 
 def test_pairs_of_equal_prompts_are_told_to_programs_and_fit_a_phone(finished, server, browser):
-    client = Client(server, verbose=False)
+    client = client_of(server)
     project = project_of(finished)
     pictures = client.predict(project, "001", 0, "001", 6, api_name="/compare_pictures")
     assert pictures and all(row["a"] != row["b"] for row in pictures)

@@ -9,6 +9,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from bat_ui.files import read_json
+from tests.page_server import client_of
 
 PATIENCE = 600  # seconds: workers import their libraries and build a store first, perhaps on a busy machine
 QUICK = {"shortlist": 24, "surrogate_steps": 2, "draws": 2, "sketch_size": 64, "num_backbone": 5}
@@ -26,7 +27,7 @@ def wait(client: Client, endpoint: str, key: str, wanted: tuple[str, ...], *argu
 
 def test_a_program_can_do_the_whole_job_and_a_killed_server_loses_nothing(running_server, faces):
     server = running_server
-    client = Client(server.address, verbose=False)
+    client = client_of(server.address)
     project = client.predict("My face", api_name="/make_project")
     client.predict(project, [handle_file(str(face)) for face in faces], "face", "sks", api_name="/add_pictures")
     assert client.predict(project, "face", api_name="/use_pictures") == project
@@ -50,7 +51,7 @@ def test_a_program_can_do_the_whole_job_and_a_killed_server_loses_nothing(runnin
     pid = json.loads(status.read_text())["pid"]
     wait_for_step(status, json.loads(status.read_text())["parts"]["Training"]["done"] + 2)  # nobody looks, it goes on
     server.start()
-    client = Client(server.address, verbose=False)
+    client = client_of(server.address)
     assert json.loads(status.read_text())["pid"] == pid
     assert client.predict(project, "001", api_name="/run_status")["state"] == "running"
     client.predict(project, "001", api_name="/stop_training")
@@ -104,7 +105,7 @@ def wait_for_step(status: Path, step: int) -> None:
 
 
 def test_a_wish_that_cannot_be_met_is_answered_in_a_sentence(server):
-    client = Client(server, verbose=False)
+    client = client_of(server)
     for endpoint, arguments in (("/rename_project", ("0" * 16, "x")), ("/run_status", ("..", "001")), ("/stop_job", (999,))):
         with pytest.raises(AppError, match="There is no such"):
             client.predict(*arguments, api_name=endpoint)

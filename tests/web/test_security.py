@@ -17,6 +17,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from bat_ui.web.guard import MAX_FILES, MAX_REQUEST, MAX_UPLOAD, Guard, is_loopback, password_check
+from tests.page_server import client_of
 
 PROJECT = "5ec0" * 4
 SECRET = "only for the one at this machine"
@@ -64,7 +65,7 @@ HTTP = httpx.Client(timeout=60)  # one for all requests: making one takes longer
 
 @pytest.fixture(scope="module")
 def client(server) -> Client:
-    return Client(server, verbose=False)
+    return client_of(server)
 
 
 def ask(server: str, path: str, method: str = "GET", body: bytes | None = None, **headers) -> tuple[int, bytes, dict]:
