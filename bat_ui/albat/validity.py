@@ -28,7 +28,7 @@ from bat_ui.albat.evidence import (
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
 TOLERANCE = 0.05  # largest disagreement of a valid group by default, as a part of the prior variance 1 / delta
-POWER = 2.0  # log-likelihood ratio that a disagreement of ten times the tolerance must be able to reach
+POWER = 2.0  # log-likelihood ratio that shows a disagreement; one of ten times the tolerance must be able to reach it
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def group_disagreement(
 
     Verdict: too small to judge with fewer than SMALLEST images; else harmful if the whole interval of lam_j delta lies above
     the tolerance, one number or one by group label; else too small to judge if even ten times the tolerance (or 10) could
-    not show; else valid if lam_j delta <= tolerance; else doubtful.
+    not show; else valid if lam_j delta is within the tolerance, with its whole interval where the evidence reaches POWER, so
+    that it is plain that the group disagrees; else doubtful.
     """
     gradients, curvature, adaptation = _shared_range(gradients, curvature, adaptation)
     labels = torch.unique(groups)
@@ -138,7 +139,8 @@ def group_disagreement(
         elif power[j] < POWER:
             verdict = UNKNOWN
         else:
-            verdict = VALID if peak[j] * ridge <= allowed[j] else DOUBTFUL
+            most = high[j] if evidence[j] >= POWER else peak[j]
+            verdict = VALID if most * ridge <= allowed[j] else DOUBTFUL
         verdicts.append(
             GroupVerdict(
                 group=label,

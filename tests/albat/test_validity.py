@@ -16,7 +16,7 @@ from bat_ui.albat.evidence import (
     spectrum,
     unexplained_scatter,
 )
-from bat_ui.albat.validity import HARMFUL, UNKNOWN, VALID, cluster, group_disagreement
+from bat_ui.albat.validity import DOUBTFUL, HARMFUL, UNKNOWN, VALID, cluster, group_disagreement
 
 
 def draw(seed, size=12, count=30, rank=2, lam=0.3, noise=0.5, ridge=0.4):
@@ -143,7 +143,8 @@ def test_a_sketch_wider_than_all_curvatures_together_changes_nothing():
         assert a.verdict == b.verdict and abs(a.disagreement - b.disagreement) < 1e-6 + 1e-4 * a.disagreement
 
 
-def test_groups_that_agree_are_valid_those_that_do_not_harmful_and_tiny_ones_are_not_judged():
+def three_groups(**options):
+    """One that agrees, one that does not, one that is tiny."""
     g = torch.Generator().manual_seed(0)
     size, truth = 10, torch.randn(10, generator=g).double()
     adaptation, ridge = torch.randn(30, size, generator=g).double(), 0.09
@@ -157,14 +158,27 @@ def test_groups_that_agree_are_valid_those_that_do_not_harmful_and_tiny_ones_are
         rows.append(x)
         gradients.append(x * (x @ surrogate - y)[:, None])
         labels += [label] * count
-    validity = group_disagreement(
-        torch.cat(gradients), torch.cat(rows)[:, None], torch.tensor(labels), adaptation, ridge=ridge, noise=0.09
-    )
+    rows, gradients, labels = torch.cat(rows)[:, None], torch.cat(gradients), torch.tensor(labels)
+    return group_disagreement(gradients, rows, labels, adaptation, ridge=ridge, noise=0.09, **options)
+
+
+def test_groups_that_agree_are_valid_those_that_do_not_harmful_and_tiny_ones_are_not_judged():
+    validity = three_groups()
     assert [x.verdict for x in validity.groups] == [VALID, HARMFUL, UNKNOWN]
     assert [x.size for x in validity.groups] == [80, 80, 1]
     low, high = validity.groups[1].interval
     assert low < validity.groups[1].disagreement < high
     assert validity.groups[1].evidence > 10 > validity.groups[0].evidence
+
+
+def test_a_group_that_plainly_disagrees_is_valid_only_if_all_of_its_interval_is_within_the_tolerance():
+    agrees, disagrees, _ = three_groups().groups
+    (_, upper), (low, high) = agrees.interval, disagrees.interval
+    between = [low * 0.9, (low + disagrees.disagreement) / 2, (disagrees.disagreement + high) / 2, high * 1.1]
+    verdicts = [three_groups(tolerance={0: 1.0, 1: part, 2: 1.0}).groups[1].verdict for part in between]
+    assert verdicts == [HARMFUL, DOUBTFUL, DOUBTFUL, VALID]
+    assert agrees.disagreement < upper / 2  # where nothing shows a disagreement, it is enough that none is the likeliest
+    assert three_groups(tolerance={0: upper / 2, 1: 1.0, 2: 1.0}).groups[0].verdict == VALID
 
 
 def test_scales_are_recovered_from_groups_and_left_out_images():
