@@ -4,8 +4,8 @@
 
 Three ways to spoil: a caption of another picture (which groups of pictures alike cannot tell apart), inverted colours, eight
 pixels a side blown up.  ALBAT chooses among all candidates, with and without its check, and among the sound ones alone; the
-loss on the held-out members says what the spoiled ones cost.  About half an hour on two cores; --work keeps what is done.
-Writes docs/benchmarks/spoiled.md and .json.
+loss on the held-out members says what the spoiled ones cost.  About half an hour a subject on two cores; --work keeps what
+is done.  Writes docs/benchmarks/spoiled.md and .json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from bat_ui.albat.selection import Selection, Sketches, assess, select
 from bat_ui.albat.strength import most_strength
-from bat_ui.albat.validity import HARMFUL
+from bat_ui.albat.validity import DOUBTFUL, HARMFUL
 from bat_ui.backbones import load_backbone
 from bat_ui.backbones.encoded import Encoded
 from bat_ui.backbones.stable_diffusion import Backbone
@@ -38,7 +38,7 @@ from bat_ui.store.table import Store
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
-SUBJECTS = ("outlined/sun-and-moon-faces",)
+SUBJECTS = ("outlined/sun-and-moon-faces", "flat/cat-faces", "flat/half-hours")
 SETTINGS, TRAINING = SelectionSettings(), TrainingSettings()
 AMONG = 100  # candidates nearest to the class, of which every second one is spoiled
 STEPS, DRAWS, PRIOR, PRIOR_DRAWS = (100, 200, 400), 32, 128, 8
@@ -184,11 +184,11 @@ def describe(found: dict) -> str:
         bad = [g for g in each["groups"] if 2 * g["spoiled"] > g["size"]]
         good = [g for g in each["groups"] if g not in bad]
         taken = [each[rule][key] for rule in ("checked", "unchecked") for key in ("taken", "spoiled")]
-        verdicts.append([name, len(bad), harmful(bad), len(good), harmful(good), *taken])
+        verdicts.append([name, *found_in(bad), *found_in(good), *taken])
         members.append([name, *(f"{1000 * each[rule]['losses'][i]:.0f}" for i in range(len(STEPS)) for rule in rules)])
         captions.append([name, *each["misfits"]])
         others.append([name, *(f"{1000 * each[rule]['prior'][-1]:.0f}" for rule in rules)])
-    head = ["subject, and how spoiled", "mostly spoiled groups", "harmful", "other groups", "harmful"]
+    head = ["subject, and how spoiled", "mostly spoiled groups", "harmful, doubtful", "other groups", "harmful, doubtful"]
     return f"""# A store with spoiled pictures
 
 Of the {AMONG} candidates nearest to the class every second one is spoiled. Groups are those of all {SETTINGS.shortlist}
@@ -211,8 +211,10 @@ Candidates of which the page says that their captions hardly fit:
 """
 
 
-def harmful(groups: list[dict]) -> int:
-    return sum(group["verdict"] == HARMFUL for group in groups)
+def found_in(groups: list[dict]) -> tuple[int, str]:
+    """How many there are, and of them how many are harmful and how many doubtful."""
+    verdicts = [group["verdict"] for group in groups]
+    return len(groups), f"{verdicts.count(HARMFUL)}, {verdicts.count(DOUBTFUL)}"
 
 
 def headline(found: dict) -> dict[str, float]:
