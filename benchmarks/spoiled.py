@@ -38,7 +38,7 @@ from bat_ui.store.table import Store
 from bat_ui.training.loop import new_optimizer, train
 from bat_ui.training.lora import lora
 
-SUBJECTS = ("outlined/sun-and-moon-faces", "flat/cat-faces", "flat/half-hours")
+SUBJECTS = ("outlined/sun-and-moon-faces", "flat/cat-faces", "flat/half-hours", "outlined/red-haired-woman")  # one of a kind
 SETTINGS, TRAINING = SelectionSettings(), TrainingSettings()
 AMONG = 100  # candidates nearest to the class, of which every second one is spoiled
 STEPS, DRAWS, PRIOR, PRIOR_DRAWS = (100, 200, 400), 32, 128, 8
