@@ -28,7 +28,7 @@ from bat_ui.albat.evidence import (
 
 VALID, DOUBTFUL, HARMFUL, UNKNOWN = "valid", "doubtful", "harmful", "too small to judge"
 TOLERANCE = 0.05  # largest disagreement of a valid group by default, as a part of the prior variance 1 / delta
-POWER = 2.0  # log-likelihood ratio that shows a disagreement; one of ten times the tolerance must be able to reach it
+EVIDENCE = 2.0  # log-likelihood ratio that shows a disagreement; one of ten times the tolerance must be able to reach it
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def group_disagreement(
 
     Verdict: too small to judge with fewer than SMALLEST images; else harmful if the whole interval of lam_j delta lies above
     the tolerance, one number or one by group label; else too small to judge if even ten times the tolerance (or 10) could
-    not show; else valid if lam_j delta is within the tolerance, with its whole interval where the evidence reaches POWER, so
-    that it is plain that the group disagrees; else doubtful.
+    not show; else valid if lam_j delta is within the tolerance, with its whole interval where the evidence reaches EVIDENCE
+    and it is plain that the group disagrees; else doubtful.
     """
     gradients, curvature, adaptation = _shared_range(gradients, curvature, adaptation)
     labels = torch.unique(groups)
@@ -136,10 +136,10 @@ def group_disagreement(
             verdict = UNKNOWN
         elif low[j] * ridge > allowed[j]:
             verdict = HARMFUL
-        elif power[j] < POWER:
+        elif power[j] < EVIDENCE:
             verdict = UNKNOWN
         else:
-            most = high[j] if evidence[j] >= POWER else peak[j]
+            most = high[j] if evidence[j] >= EVIDENCE else peak[j]
             verdict = VALID if most * ridge <= allowed[j] else DOUBTFUL
         verdicts.append(
             GroupVerdict(

@@ -171,9 +171,9 @@ def _finish(place: Place, info: StoreInfo, ledger: Ledger, progress: Callable) -
     count = table.count_rows()
     broken = _still_broken(table, ledger.broken)
     _write_broken(place, broken)
-    if count == 0 and not broken:
-        raise UserError("There is no picture in it: give a source of captioned JPEG, PNG or WebP pictures.")
     if count == 0:
+        if not broken:
+            raise UserError("There is no picture in it: give a source of captioned JPEG, PNG or WebP pictures.")
         reason = next(iter(broken.values()))
         raise UserError(f"No picture could be used; the first of {len(broken)} {reason.removeprefix('The picture ')}")
     progress("Indexing", 0, 1)

@@ -125,9 +125,7 @@ def find_parts(source: str, options: Options) -> Sequence:
 
 def _refuse_one_name(parts: Sequence[ShardPart]) -> None:
     """Raises UserError if two shards can give pictures of one name: a.tar and a.tar.gz, or a.tar and a/b.tar."""
-    by_stem: dict[str, ShardPart] = {}
-    for part in parts:
-        by_stem.setdefault(part.stem, part)
+    by_stem = {part.stem: part for part in reversed(parts)}  # of one stem the first
     for part in parts:
         for stem in (part.stem, *map(str, PurePosixPath(part.stem).parents)):
             other = by_stem.get(stem, part)
